@@ -1,0 +1,148 @@
+"""Sequences and a model flow in, attribution shards flow out: `whenwhy attribute`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from whenwhy import __version__
+from whenwhy.attribution.attribute import TOLERANCE, attribute, check_names
+from whenwhy.attribution.attribution_table import attribution_tables
+from whenwhy.attribution.registry import method_named
+from whenwhy.engine import Workers, run
+from whenwhy.errors import UserError
+from whenwhy.events.sequence_batch import Sequences
+from whenwhy.events.sequences import TABLE, VOCABULARY
+from whenwhy.models.checkpoint import load_model, require_same_vocabulary
+from whenwhy.shards import Json, StageDirectory
+
+ROWS, PREDICTION_ROWS = "attributions", "predictions"
+
+
+@dataclass(frozen=True)
+class AttributeSettings:
+    """What is asked of every prediction.
+
+    Attributes:
+        tolerance: of completeness, in score units.
+        batch_patients, batch_steps: the most sequences, and padded steps, that share a batch.
+    """
+
+    method: str = "integrated_gradients"
+    baseline: str = "empty"
+    target: str = "logit"
+    tolerance: float = TOLERANCE
+    batch_patients: int = 256
+    batch_steps: int = 4096
+
+
+def attribute_shards(
+    sequences_path: Path,
+    model_path: Path,
+    out: Path,
+    settings: AttributeSettings,
+    workers: Workers | None = None,
+) -> StageDirectory:
+    """The directory of attributions: one entry a shard of the sequences, with its rows and its predictions.
+
+    Raises:
+        UserError: unknown names, unfinished inputs, or a model of another vocabulary.
+
+    Example: `attribute_shards(Path("seq"), Path("model"), Path("attr"), AttributeSettings())`
+    """
+    method_named(settings.method)
+    check_names(settings.baseline, settings.target)
+    if not settings.tolerance > 0 or settings.batch_patients < 1 or settings.batch_steps < 1:
+        raise UserError("attribute needs a tolerance above 0 and batches of at least one sequence and step.")
+    sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
+    model = StageDirectory.open(model_path, "train").require_complete()
+    require_same_vocabulary(model, sequences)
+    keys = [name for name in sequences.needs if name != VOCABULARY]
+    stage = StageDirectory.create(
+        out,
+        stage="attribute",
+        settings=asdict(settings),
+        inputs={"sequences": sequences.as_input(), "model": model.as_input()},
+        needs=keys,
+        code_version=__version__,
+    )
+    missing = stage.missing()
+    task = AttributeShard(str(sequences_path), str(model_path), str(out))
+    run(task, missing, stage="attribute", unit="values", workers=workers, finished=len(keys) - len(missing))
+    return stage
+
+
+@dataclass(frozen=True)
+class AttributeShard:
+    """The engine's task: one shard of sequences attributed on this worker's own device."""
+
+    sequences: str
+    model: str
+    out: str
+
+    def start(self) -> Callable[[str], int]:
+        # One thread a worker: workers do not fight, and gradients are bit-equal whatever their number.
+        torch.set_num_threads(1)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        stage = StageDirectory.open(Path(self.out), "attribute")
+        source = StageDirectory.open(Path(self.sequences), "prepare")
+        model = load_model(StageDirectory.open(Path(self.model), "train"), device)
+        asked = AttributeSettings(**stage.settings)
+
+        def one_shard(key: str) -> int:
+            sequences = Sequences(source.read(key, TABLE))
+            batches = (
+                sequences.batch(rows, device)
+                for rows in sequences.buckets(
+                    np.arange(len(sequences)), patients=asked.batch_patients, steps=asked.batch_steps
+                )
+            )
+            attributed = (
+                (
+                    batch,
+                    attribute(
+                        model,
+                        batch,
+                        method=asked.method,
+                        baseline=asked.baseline,
+                        target=asked.target,
+                        tolerance=asked.tolerance,
+                    ),
+                )
+                for batch in batches
+            )
+            shard = int(key.rpartition("-")[2])
+            rows, predictions = attribution_tables(sequences, shard, asked.target, attributed)
+            residual = np.abs(predictions["completeness_residual"].to_numpy())
+            summary = {
+                "n_predictions": predictions.num_rows,
+                "n_rows": rows.num_rows,
+                "residual_maximum": float(residual.max(initial=0.0)),
+                "n_over_tolerance": int((residual > asked.tolerance).sum()),
+            }
+            stage.publish(key, {ROWS: rows, PREDICTION_ROWS: predictions}, summary)
+            return rows.num_rows
+
+        return one_shard
+
+
+def residual_summary(attributions: StageDirectory) -> Json:
+    """How well the attributions add up: over all predictions, the median and largest |residual|, and the tolerance."""
+    residual = np.abs(
+        pa.concat_tables(
+            [attributions.read(name, PREDICTION_ROWS, ["completeness_residual"]) for name in attributions.needs]
+        )["completeness_residual"].to_numpy()
+    )
+    tolerance = attributions.settings["tolerance"]
+    return {
+        "n_predictions": len(residual),
+        "median": float(np.median(residual)) if len(residual) else 0.0,
+        "maximum": float(residual.max(initial=0.0)),
+        "tolerance": tolerance,
+        "n_over_tolerance": int((residual > tolerance).sum()),
+    }

@@ -1,0 +1,127 @@
+"""Hand-written Ray actors, one per device: the only place that imports Ray.
+
+Ray Data was left aside: the unit that resumes must be a shard that can be named, hashed and verified.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from whenwhy.engine.run import Task, Workers
+from whenwhy.errors import UserError
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # private data: nothing is reported outside
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+#: How often Ray restarts an actor whose process died.
+MAX_RESTARTS = 3
+
+#: Actors exchange names and counts alone, so the object store is kept at Ray's smallest.
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+
+
+class Worker:
+    """An actor: a task started once on its own device, then one shard a call."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.work_on: Callable[[str], int] | None = None
+
+    def work(self, key: str) -> int:
+        if self.work_on is None:
+            self.work_on = self.task.start()
+        return self.work_on(key)
+
+
+class RayPool:
+    """One actor per GPU, or per core where there is none."""
+
+    def __init__(self, task: Task, workers: Workers, at_most: int) -> None:
+        connect(workers)
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        cores = max(1, int(resources.get("CPU", 1)))
+        count = min(workers.count or gpus or cores, at_most)
+        # More workers than devices share them in equal fractions.
+        actor = ray.remote(Worker).options(
+            num_cpus=min(1.0, cores / count),
+            num_gpus=min(1.0, gpus / count) if gpus else 0,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=0,
+        )
+        self.free: list[Any] = [actor.remote(task) for _ in range(count)]
+        self.actors = list(self.free)
+        self.working: dict[Any, tuple[Any, str]] = {}
+
+    def idle(self) -> bool:
+        return bool(self.free)
+
+    def busy(self) -> bool:
+        return bool(self.working)
+
+    def submit(self, key: str) -> None:
+        actor = self.free.pop()
+        self.working[actor.work.remote(key)] = (actor, key)
+
+    def next(self) -> tuple[str, int | Exception]:
+        [done], _ = ray.wait(list(self.working), num_returns=1)
+        actor, key = self.working.pop(done)
+        try:
+            outcome: int | Exception = int(ray.get(done))
+        except RayTaskError as error:
+            cause = error.cause
+            outcome = cause if isinstance(cause, Exception) else error
+        except RayActorError as error:
+            outcome = error
+            if str(getattr(actor, "_ray_actor_id", "")) and _is_dead(actor):
+                self.actors.remove(actor)
+                if not self.actors:
+                    raise UserError(
+                        f"every worker died more than {MAX_RESTARTS} times ({error}): "
+                        "look for a lack of memory, then run the same command again to continue."
+                    ) from error
+                return key, outcome
+        except RayError as error:
+            outcome = error
+        self.free.append(actor)
+        return key, outcome
+
+    def close(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def _is_dead(actor: Any) -> bool:
+    """Whether Ray has given the actor up: a call to a restarting actor waits, to a dead one it raises."""
+    try:
+        ray.get(actor.__ray_ready__.remote(), timeout=60)
+    except RayError:
+        return True
+    return False
+
+
+def connect(workers: Workers) -> None:
+    """Join the cluster at `ray_address`, or start Ray on this machine; one that runs already is kept."""
+    if ray.is_initialized():
+        return
+    try:
+        if workers.ray_address:
+            ray.init(address=workers.ray_address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(
+                num_cpus=workers.count,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"join Ray at {workers.ray_address}" if workers.ray_address else "start Ray on this machine"
+        raise UserError(f"Could not {where} ({error}): add --inline to work without Ray.") from error

@@ -1,0 +1,146 @@
+"""Flows in: a task and the names of the shards it is still to do. Flows out: those shards, each published once.
+
+The loop is the same whoever works: this process, or Ray actors. Workers receive shard *names*; a task
+reads and publishes its own files, so nothing large crosses from process to process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from whenwhy.engine.progress import Progress, console
+from whenwhy.errors import UserError
+
+#: How often a shard is tried before it is quarantined by name.
+MAX_ATTEMPTS = 3
+
+
+class Task(Protocol):
+    """What a stage does to one shard. Travels to the workers, so it holds paths and settings alone."""
+
+    def start(self) -> Callable[[str], int]:
+        """Called once a worker: loads what all shards share, returns the function that does one shard.
+
+        That function publishes the shard and returns how many units of work it was.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work: Ray actors (`count` of them; None: one a GPU, or one a core), or this process."""
+
+    count: int | None = None
+    inline: bool = False
+    ray_address: str | None = None
+
+
+class Pool(Protocol):
+    """Workers that take one shard each."""
+
+    def idle(self) -> bool: ...
+    def busy(self) -> bool: ...
+    def submit(self, key: str) -> None: ...
+    def next(self) -> tuple[str, int | Exception]: ...
+    def close(self) -> None: ...
+
+
+class InlinePool:
+    """This process as the only worker."""
+
+    def __init__(self, task: Task) -> None:
+        self.work = task.start()
+        self.key: str | None = None
+
+    def idle(self) -> bool:
+        return self.key is None
+
+    def busy(self) -> bool:
+        return self.key is not None
+
+    def submit(self, key: str) -> None:
+        self.key = key
+
+    def next(self) -> tuple[str, int | Exception]:
+        assert self.key is not None
+        key, self.key = self.key, None
+        try:
+            return key, self.work(key)
+        except Exception as error:
+            return key, error
+
+    def close(self) -> None:
+        pass
+
+
+def run(
+    task: Task,
+    keys: Sequence[str],
+    *,
+    stage: str,
+    unit: str,
+    workers: Workers | None = None,
+    finished: int = 0,
+) -> None:
+    """Every shard in `keys` done by `task`; `finished` others were done before.
+
+    A shard that fails is tried again, up to three times, possibly by another worker; then it is
+    quarantined by name while the others go on.
+
+    Args:
+        stage: what progress calls the work, e.g. "attribute".
+        unit: what a shard's amount of work counts, e.g. "predictions".
+
+    Raises:
+        UserError: bad input found by a worker, or shards quarantined. What was published stays.
+
+    Example:
+        >>> class Double:
+        ...     def start(self):
+        ...         return lambda key: 2 * int(key)
+        >>> run(Double(), ["1", "2"], stage="double", unit="numbers", workers=Workers(inline=True))
+    """
+    workers = workers or Workers()
+    if not keys:
+        return
+    pool: Pool
+    if workers.inline:
+        pool = InlinePool(task)
+    else:
+        # Imported here alone: attribution runs where Ray is not installed, and a finished run never starts it.
+        from whenwhy.engine.ray_pool import RayPool
+
+        pool = RayPool(task, workers, at_most=len(keys))
+    waiting = deque(keys)
+    attempts: Counter[str] = Counter()
+    quarantined: dict[str, Exception] = {}
+    try:
+        with Progress(stage, total=finished + len(keys), unit=unit, finished=finished) as progress:
+            while waiting or pool.busy():
+                while waiting and pool.idle():
+                    pool.submit(waiting.popleft())
+                key, outcome = pool.next()
+                if not isinstance(outcome, Exception):
+                    progress.advance(key, outcome)
+                elif isinstance(outcome, UserError) or os.environ.get("WHENWHY_DEBUG"):
+                    raise outcome
+                else:
+                    attempts[key] += 1
+                    if attempts[key] < MAX_ATTEMPTS:
+                        waiting.append(key)
+                    else:
+                        quarantined[key] = outcome
+                        console.print(f"{stage}: {key} is quarantined after {MAX_ATTEMPTS} attempts: {outcome!r}")
+    finally:
+        pool.close()
+    if quarantined:
+        names = ", ".join(sorted(quarantined))
+        first = next(iter(quarantined.values()))
+        raise UserError(
+            f"{stage}: {len(quarantined)} of {len(keys)} entries failed {MAX_ATTEMPTS} times ({names}; "
+            f"{type(first).__name__}: {first}): the others are kept; mend the cause and run the same command again."
+        )

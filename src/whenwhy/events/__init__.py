@@ -1,0 +1,1 @@
+"""MEDS in, sequences of feature values out."""

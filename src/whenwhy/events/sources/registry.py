@@ -1,0 +1,80 @@
+"""The register of sources: what `whenwhy import NAME OUT_MEDS` can turn into a MEDS data set."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from whenwhy.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named source. `write(folder)` writes a whole MEDS data set with its labels into an empty folder."""
+
+    name: str
+    describes: str
+    write: Callable[[Path], None]
+
+
+_SOURCES: dict[str, Source] = {}
+
+
+def source(name: str, describes: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+    """Registers the decorated function as a source.
+
+    Example:
+        >>> @source("nobody", "an empty cohort")
+        ... def nobody(folder: Path) -> None:
+        ...     pass
+        >>> sources()["nobody"].describes
+        'an empty cohort'
+        >>> del _SOURCES["nobody"]
+    """
+
+    def register(write: Callable[[Path], None]) -> Callable[[Path], None]:
+        _SOURCES[name] = Source(name, describes, write)
+        return write
+
+    return register
+
+
+def sources() -> dict[str, Source]:
+    """Every source by name; each module of this folder registers its own."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+    return dict(sorted(_SOURCES.items()))
+
+
+def import_source(name: str, out: Path) -> bool:
+    """True if the MEDS data set was written to `out`, False if it was there already.
+
+    It is written beside and renamed, so a killed import leaves nothing half-written.
+
+    Raises:
+        UserError: no such source, or `out` holds something else.
+    """
+    known = sources()
+    if name not in known:
+        raise unknown_name("source", name, known)
+    marker = out / "metadata" / "dataset.json"
+    if marker.exists():
+        return False
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty and is no MEDS data set: give a new directory.")
+    beside = out.parent / f".{out.name}-{uuid.uuid4().hex}"
+    beside.mkdir(parents=True)
+    try:
+        known[name].write(beside)
+        if out.exists():
+            out.rmdir()
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return True

@@ -1,0 +1,1 @@
+"""Sequence models: what they promise, recurrent cells, checkpoints, training."""

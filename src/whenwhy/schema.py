@@ -1,0 +1,184 @@
+"""The contract: Arrow schemas of every table that crosses a stage, and the constants they share.
+
+Attributions lie on a fixed grid (multiples of 2^-24, the spacing of float32 just below 1), so every
+sum of them is exact in float64 and does not depend on order, workers or shards.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT_VERSION: Final = 1
+
+#: The feature value that stands for everything a step does not record.
+EVERYTHING_ABSENT: Final = 0
+
+#: Attributions are whole multiples of 1 / ATTRIBUTION_UNITS.
+ATTRIBUTION_UNITS: Final = 1 << 24
+
+#: Cells of 1 to 10 patients are never shown.
+MIN_PATIENTS: Final = 11
+
+TRAIN: Final = "train"
+TUNING: Final = "tuning"
+HELD_OUT: Final = "held_out"
+SPLITS: Final = (TRAIN, TUNING, HELD_OUT)
+
+_TIME = pa.timestamp("us")
+_STRATA = pa.map_(pa.string(), pa.string())
+
+#: One row a prediction: what the patient's record held up to the prediction time.
+SEQUENCES: Final = pa.schema(
+    [
+        ("subject_id", pa.int64()),
+        ("prediction_time", _TIME),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("strata", _STRATA),
+        ("step_minutes", pa.list_(pa.int32())),  # whole minutes before the prediction, one a step
+        ("event_step", pa.list_(pa.int32())),  # the step of each recorded value, not decreasing
+        ("event_id", pa.list_(pa.int32())),  # its feature value
+        ("event_value", pa.list_(pa.float32())),  # its number; null where it has none
+        ("static_id", pa.list_(pa.int32())),
+        ("static_value", pa.list_(pa.float32())),
+    ]
+)
+
+#: One row a feature value: a code and a range of its numbers.
+FEATURE_VALUES: Final = pa.schema(
+    [
+        ("feature_value_id", pa.int32()),
+        ("code", pa.string()),
+        ("description", pa.string()),
+        ("unit", pa.string()),
+        ("bin", pa.int32()),  # null: recorded without a number
+        ("low", pa.float64()),  # low <= value < high, edges as float32
+        ("high", pa.float64()),
+        ("n_train", pa.int64()),  # events of training patients
+        ("n_train_patients", pa.int64()),
+        ("parents", pa.list_(pa.string())),
+    ]
+)
+
+#: One row a recorded feature value of a prediction. step and minutes are null for static values.
+ATTRIBUTIONS: Final = pa.schema(
+    [
+        ("prediction_id", pa.int64()),
+        ("step", pa.int32()),
+        ("feature_value_id", pa.int32()),
+        ("minutes", pa.int32()),  # before the prediction
+        ("numeric_value", pa.float32()),
+        ("attribution", pa.float32()),
+    ]
+)
+
+#: One row a prediction of a run.
+PREDICTIONS: Final = pa.schema(
+    [
+        ("prediction_id", pa.int64()),
+        ("subject_id", pa.int64()),
+        ("prediction_time", _TIME),
+        ("target", pa.string()),
+        ("label", pa.string()),
+        ("predicted", pa.string()),
+        ("split", pa.string()),
+        ("score", pa.float64()),
+        ("baseline_score", pa.float64()),
+        ("probability", pa.float64()),
+        ("completeness_residual", pa.float64()),
+        ("n_nodes", pa.int32()),  # quadrature nodes used
+        ("n_steps", pa.int32()),
+        ("n_values", pa.int32()),
+        ("history_minutes", pa.int32()),  # of the first step; null without steps
+        ("strata", _STRATA),
+    ]
+)
+
+#: One row a cell: sums over the events of one feature (value, code or group) in one time bin.
+#: s and n are a patient's sum and count in the cell, N its predictions at risk.
+CELLS: Final = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("target", pa.string()),
+        ("split", pa.string()),
+        ("class", pa.string()),
+        ("stratum", pa.string()),
+        ("level", pa.string()),
+        ("feature_value_id", pa.int32()),
+        ("code", pa.string()),
+        ("time_axis", pa.string()),
+        ("time_bin", pa.int32()),  # null: all time
+        ("low_hours", pa.float64()),
+        ("high_hours", pa.float64()),
+        ("n_events", pa.int64()),
+        ("n_patients", pa.int64()),
+        ("sum", pa.float64()),
+        ("sum_abs", pa.float64()),
+        ("sum_sq", pa.float64()),
+        ("s_ss", pa.float64()),
+        ("s_sn", pa.float64()),
+        ("s_nn", pa.float64()),
+        ("s_sN", pa.float64()),
+        ("s_sss", pa.float64()),
+        ("s_ssn", pa.float64()),
+        ("s_snn", pa.float64()),
+        ("s_nnn", pa.float64()),
+        ("sum_gradient", pa.float64()),  # null until a baseline needs it
+        ("histogram", pa.map_(pa.int8(), pa.int64())),  # stratum 'all' only: signed power of two -> events
+    ]
+)
+
+#: One row a time bin and cohort: who was under observation then.
+EXPOSURE: Final = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("target", pa.string()),
+        ("split", pa.string()),
+        ("class", pa.string()),
+        ("stratum", pa.string()),
+        ("time_axis", pa.string()),
+        ("time_bin", pa.int32()),
+        ("low_hours", pa.float64()),
+        ("high_hours", pa.float64()),
+        ("n_predictions", pa.int64()),
+        ("n_patients", pa.int64()),
+        ("s_NN", pa.float64()),
+        ("sum_gradient_vector", pa.list_(pa.float64())),  # null until a baseline needs it
+    ]
+)
+
+#: One row a run: how its numbers came to be.
+RUNS: Final = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("method", pa.string()),
+        ("baseline", pa.string()),
+        ("target", pa.string()),
+        ("outcome", pa.string()),
+        ("model_sha256", pa.string()),
+        ("vocabulary_sha256", pa.string()),
+        ("input_sha256", pa.string()),
+        ("code_version", pa.string()),
+        ("format_version", pa.int32()),
+        ("tolerance", pa.float64()),
+        ("n_predictions", pa.int64()),
+        ("residual_median", pa.float64()),
+        ("residual_maximum", pa.float64()),
+        ("n_over_tolerance", pa.int64()),
+        ("quality", pa.string()),  # JSON: held-out measurements of the model that was explained
+    ]
+)
+
+
+def on_grid(attribution: np.ndarray) -> np.ndarray:
+    """The float32 array [row] of the nearest multiples of 1 / ATTRIBUTION_UNITS.
+
+    Example:
+        >>> float(on_grid(np.array([0.1]))[0]) * ATTRIBUTION_UNITS
+        1677722.0
+    """
+    units = np.rint(np.asarray(attribution, dtype=np.float64) * ATTRIBUTION_UNITS)
+    return (units / ATTRIBUTION_UNITS).astype(np.float32)
