@@ -121,7 +121,7 @@ CELLS: Final = pa.schema(
         ("s_ss", pa.float64()),
         ("s_sn", pa.float64()),
         ("s_nn", pa.float64()),
-        ("s_sN", pa.float64()),
+        ("s_s_N", pa.float64()),  # not s_sN: column names in SQL do not tell N from n
         ("s_sss", pa.float64()),
         ("s_ssn", pa.float64()),
         ("s_snn", pa.float64()),

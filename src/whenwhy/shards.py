@@ -69,7 +69,7 @@ class StageDirectory:
     Example:
         >>> import tempfile
         >>> stage = StageDirectory.create(Path(tempfile.mkdtemp()) / "out", stage="example",
-        ...     settings={}, inputs={}, needs=["a"], code_version="0.1")
+        ...     settings={}, inputs={}, shards=["a"], code_version="0.1")
         >>> stage.missing()
         ['a']
         >>> _ = stage.publish("a", {"numbers": pa.table({"n": [1, 2]})})
@@ -91,10 +91,13 @@ class StageDirectory:
         stage: str,
         settings: Json,
         inputs: Json,
-        needs: Sequence[str],
+        shards: Sequence[str],
+        besides: Sequence[str] = (),
         code_version: str,
     ) -> StageDirectory:
         """The directory for this run: new, or the same run's earlier one to be continued.
+
+        It is complete when every entry of `besides` and of `shards` is published.
 
         Raises:
             UserError: the directory holds another run, or something that is no stage directory.
@@ -107,7 +110,8 @@ class StageDirectory:
             "code_version": code_version,
             "settings": settings,
             "inputs": inputs,
-            "needs": list(needs),
+            "besides": list(besides),
+            "shards": list(shards),
         }
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: give --out a directory that is new or holds this very run.")
@@ -158,9 +162,14 @@ class StageDirectory:
     # -- entries -------------------------------------------------------------------------------------
 
     @property
+    def shards(self) -> list[str]:
+        """The names of the shards, in order."""
+        return list(self.manifest["shards"])
+
+    @property
     def needs(self) -> list[str]:
         """The entries that make this directory complete, in order."""
-        return list(self.manifest["needs"])
+        return [*self.manifest["besides"], *self.manifest["shards"]]
 
     def entry(self, name: str) -> Entry:
         """One finished entry's manifest."""

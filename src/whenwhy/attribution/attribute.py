@@ -76,12 +76,16 @@ def attribute(
         raise UserError("The model's score is not finite (NaN or infinite): check its weights.")
     # The gradient with respect to the bag weights: each value's embedding row times its place's gradient.
     names = [name for name in embedded if len(batch.streams[name].ids)]
-    per_weight = torch.autograd.grad(
-        [embedded[name] for name in names],
-        [weights[name] for name in names],
-        [path.gradients[name] for name in names],
-        materialize_grads=True,
-    ) if names else ()
+    per_weight = (
+        torch.autograd.grad(
+            [embedded[name] for name in names],
+            [weights[name] for name in names],
+            [path.gradients[name] for name in names],
+            materialize_grads=True,
+        )
+        if names
+        else ()
+    )
     streams = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for name, gradient in zip(names, per_weight, strict=True):
         streams[name] = (weights[name] * gradient).detach()

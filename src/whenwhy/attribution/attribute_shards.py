@@ -18,10 +18,14 @@ from whenwhy.engine import Workers, run
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY
-from whenwhy.models.checkpoint import load_model, require_same_vocabulary
+from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
+from whenwhy.models.training import measured
 from whenwhy.shards import Json, StageDirectory
 
 ROWS, PREDICTION_ROWS = "attributions", "predictions"
+
+#: The entry that says what was explained: outcome, model, its measurements, and the feature values.
+ABOUT = "about"
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,27 @@ def attribute_shards(
     sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
     model = StageDirectory.open(model_path, "train").require_complete()
     require_same_vocabulary(model, sequences)
-    keys = [name for name in sequences.needs if name != VOCABULARY]
     stage = StageDirectory.create(
         out,
         stage="attribute",
         settings=asdict(settings),
         inputs={"sequences": sequences.as_input(), "model": model.as_input()},
-        needs=keys,
+        shards=sequences.shards,
+        besides=[ABOUT],
         code_version=__version__,
     )
+    if not stage.has(ABOUT):
+        about = {
+            "outcome": sequences.settings["outcome"],
+            "model_sha256": model.entry(SHIPPED).files[WEIGHTS]["sha256"],
+            "vocabulary_sha256": vocabulary_sha256(sequences),
+            "quality": measured(model),
+        }
+        stage.publish(ABOUT, {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}, about)
     missing = stage.missing()
     task = AttributeShard(str(sequences_path), str(model_path), str(out))
-    run(task, missing, stage="attribute", unit="values", workers=workers, finished=len(keys) - len(missing))
+    finished = len(stage.shards) - len(missing)
+    run(task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
     return stage
 
 
@@ -135,7 +148,7 @@ def residual_summary(attributions: StageDirectory) -> Json:
     """How well the attributions add up: over all predictions, the median and largest |residual|, and the tolerance."""
     residual = np.abs(
         pa.concat_tables(
-            [attributions.read(name, PREDICTION_ROWS, ["completeness_residual"]) for name in attributions.needs]
+            [attributions.read(name, PREDICTION_ROWS, ["completeness_residual"]) for name in attributions.shards]
         )["completeness_residual"].to_numpy()
     )
     tolerance = attributions.settings["tolerance"]

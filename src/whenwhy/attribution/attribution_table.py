@@ -63,7 +63,11 @@ def attribution_tables(
     probability = 1 / (1 + np.exp(-score))
     steps = sequences.n_steps
     first = sequences.step_offsets[:-1]
-    history = sequences.step_minutes[np.minimum(first, max(0, len(sequences.step_minutes) - 1))] if steps.any() else np.zeros(count)
+    history = (
+        sequences.step_minutes[np.minimum(first, max(0, len(sequences.step_minutes) - 1))]
+        if steps.any()
+        else np.zeros(count)
+    )
     table = sequences.table
     predictions = pa.table(
         {

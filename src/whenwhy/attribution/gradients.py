@@ -24,7 +24,7 @@ def score_gradients(model: SequenceModel, embedded: Embedded, lengths: torch.Ten
 
 @contextmanager
 def recurrence_with_gradients(model: SequenceModel) -> Iterator[None]:
-    """cuDNN's recurrent layers have a backward pass in training mode alone: enter it without dropout, then leave."""
+    """CuDNN's recurrent layers have a backward pass in training mode alone: enter it without dropout, then leave."""
     cells = [
         module
         for module in (model.modules() if isinstance(model, torch.nn.Module) else ())

@@ -101,7 +101,9 @@ class Vocabulary:
         return ids
 
 
-def fitted_feature_values(counted: Iterable[tuple[str, np.ndarray, np.ndarray]], codes: pa.Table, bins: int) -> pa.Table:
+def fitted_feature_values(
+    counted: Iterable[tuple[str, np.ndarray, np.ndarray]], codes: pa.Table, bins: int
+) -> pa.Table:
     """The table of feature values (`schema.FEATURE_VALUES`), counts still null, fitted on training events.
 
     Args:

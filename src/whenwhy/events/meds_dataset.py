@@ -142,7 +142,9 @@ def split_patients(dataset: MedsDataset, subjects: np.ndarray) -> pa.Table:
 def _read_codes(file: Path) -> pa.Table:
     if not file.exists():
         names = ["code", "description", "unit"]
-        return pa.table({name: pa.array([], pa.string()) for name in names} | {"parents": pa.array([], pa.list_(pa.string()))})
+        return pa.table(
+            {name: pa.array([], pa.string()) for name in names} | {"parents": pa.array([], pa.list_(pa.string()))}
+        )
     _check_columns(file, {"code": pa.string()})
     table = pq.read_table(file)
     count = table.num_rows

@@ -87,7 +87,8 @@ def prepare(
             stage="prepare",
             settings=asdict(settings) | {"strata": list(settings.strata), "without": list(settings.without)},
             inputs={"meds": dataset.as_input(), "labels": {"sha256": _table_sha256(labels)}},
-            needs=[VOCABULARY, *keys],
+            shards=keys,
+            besides=[VOCABULARY],
             code_version=__version__,
         )
         if not stage.missing():
@@ -220,8 +221,10 @@ def _define_events(
             union all by name select * from no_numbers
         ) where subject_id in (select subject_id from predictions)"""
     )
-    db.execute(f"create view births as select subject_id, min(time) as birth from events "
-               f"where code = '{meds.birth_code}' and time is not null group by 1")
+    db.execute(
+        f"create view births as select subject_id, min(time) as birth from events "
+        f"where code = '{meds.birth_code}' and time is not null group by 1"
+    )
     if without:
         codes = [AGE, *(code for (code,) in db.execute("select distinct code from events").fetchall())]
         for code in without:
@@ -330,8 +333,10 @@ def _with_training_counts(db: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.
 def _partition(db: duckdb.DuckDBPyConnection, scratch: Path, shards: int) -> None:
     """Each shard's predictions and events in a folder of its own."""
     number = f"(md5_number_lower(subject_id::varchar) % {shards})::integer as shard"
-    for name, query in (("predictions", "select * from predictions join strata using (subject_id, prediction_time)"),
-                        ("events", "select * from known")):
+    for name, query in (
+        ("predictions", "select * from predictions join strata using (subject_id, prediction_time)"),
+        ("events", "select * from known"),
+    ):
         db.execute(
             f"copy (select *, {number} from ({query})) to '{str(scratch / name).replace(chr(39), chr(39) * 2)}' "
             "(format parquet, partition_by (shard))"
@@ -352,18 +357,28 @@ def _read_partition(scratch: Path, number: int) -> tuple[pa.Table, pa.Table]:
         ).to_arrow_table()
         if not (scratch / "events" / f"shard={number}").exists():
             return predictions, _no_events()
-        db.register("ordered", predictions.select(["subject_id", "prediction_time"]).append_column(
-            "row", pa.array(np.arange(predictions.num_rows))))
+        db.register(
+            "ordered",
+            predictions.select(["subject_id", "prediction_time"]).append_column(
+                "row", pa.array(np.arange(predictions.num_rows))
+            ),
+        )
         events = db.sql(
-            f"""select row, time, code, numeric_value from {files('events')}
+            f"""select row, time, code, numeric_value from {files("events")}
             join ordered using (subject_id, prediction_time)"""
         ).to_arrow_table()
     return predictions, events
 
 
 def _no_events() -> pa.Table:
-    return pa.table({"row": pa.array([], pa.int64()), "time": pa.array([], pa.timestamp("us")),
-                     "code": pa.array([], pa.string()), "numeric_value": pa.array([], pa.float32())})
+    return pa.table(
+        {
+            "row": pa.array([], pa.int64()),
+            "time": pa.array([], pa.timestamp("us")),
+            "code": pa.array([], pa.string()),
+            "numeric_value": pa.array([], pa.float32()),
+        }
+    )
 
 
 def _table_sha256(table: pa.Table) -> str:

@@ -29,8 +29,6 @@ def logistic_regression_probability(
 
     The penalty is the one with the least log loss on `tuning`.
     """
-    fitted = [
-        LogisticRegression(C=penalty, max_iter=1000).fit(counts[train], positive[train]) for penalty in PENALTIES
-    ]
+    fitted = [LogisticRegression(C=penalty, max_iter=1000).fit(counts[train], positive[train]) for penalty in PENALTIES]
     losses = [log_loss(positive[tuning], model.predict_proba(counts[tuning])[:, 1], labels=[0, 1]) for model in fitted]
     return np.asarray(fitted[int(np.argmin(losses))].predict_proba(counts[wanted])[:, 1])

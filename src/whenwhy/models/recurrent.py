@@ -24,7 +24,10 @@ class GRUClassifier(nn.Module):
         super().__init__()
         self.vocabulary_size, self.hidden = vocabulary_size, hidden
         self.tables = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(vocabulary_size, hidden) * scale) for name, scale in ((EVENTS, 0.1), (STATIC, 0.05))}
+            {
+                name: nn.Parameter(torch.randn(vocabulary_size, hidden) * scale)
+                for name, scale in ((EVENTS, 0.1), (STATIC, 0.05))
+            }
         )
         self.cell = nn.GRU(hidden, hidden, batch_first=True)
         self.drop = nn.Dropout(dropout)

@@ -31,9 +31,7 @@ class SequenceModel(Protocol):
         ...
 
 
-def embed_bags(
-    table: torch.Tensor, bags: Bags, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def embed_bags(table: torch.Tensor, bags: Bags, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Weighted sums of embedding rows [bag, hidden]; an empty bag gives 0.
 
     The gradient with respect to the weights is the dense multi-hot gradient at the recorded places.

@@ -68,7 +68,7 @@ def train(sequences_path: Path, out: Path, settings: TrainSettings, workers: Wor
         stage="train",
         settings=asdict(settings),
         inputs={"sequences": sequences.as_input()},
-        needs=keys,
+        shards=keys,
         code_version=__version__,
     )
     missing = stage.missing()
@@ -131,7 +131,7 @@ def measured(model: StageDirectory) -> Json:
 
     `difference_low` and `difference_high` are one standard error of the mean below and above it.
     """
-    folds = [model.entry(name).summary for name in model.needs]
+    folds = [model.entry(name).summary for name in model.shards]
     difference = np.array([fold["auroc"] - fold["logistic_regression_auroc"] for fold in folds])
     error = float(difference.std(ddof=1) / math.sqrt(len(folds))) if len(folds) > 1 else None
     return {
@@ -145,8 +145,7 @@ def measured(model: StageDirectory) -> Json:
 
 def load_sequences(directory: StageDirectory) -> Sequences:
     """All shards of a complete directory of sequences."""
-    shards = [name for name in directory.needs if name != VOCABULARY]
-    return Sequences(pa.concat_tables([directory.read(name, TABLE) for name in shards]))
+    return Sequences(pa.concat_tables([directory.read(name, TABLE) for name in directory.shards]))
 
 
 def fold_split(sequences: Sequences, number: int, folds: int, seed: int) -> np.ndarray:
@@ -211,8 +210,7 @@ def predict(model: torch.nn.Module, sequences: Sequences, rows: np.ndarray) -> n
 
 
 def _check_splits(sequences: StageDirectory) -> None:
-    shards = [name for name in sequences.needs if name != VOCABULARY]
-    table = pa.concat_tables([sequences.read(name, TABLE, ["label", "split"]) for name in shards])
+    table = pa.concat_tables([sequences.read(name, TABLE, ["label", "split"]) for name in sequences.shards])
     seen = {(row["split"], row["label"]) for row in table.group_by(["split", "label"]).aggregate([]).to_pylist()}
     for split in SPLITS:
         for label in ("true", "false"):

@@ -121,9 +121,7 @@ def nafld(folder: Path) -> None:
         (folder / part).mkdir(parents=True)
     # MEDS: one subject in one file, sorted by time; undated values first.
     order = ["subject_id", "time", "code"]
-    events = events.take(
-        pc.sort_indices(events, sort_keys=[(name, "ascending", "at_start") for name in order])
-    )
+    events = events.take(pc.sort_indices(events, sort_keys=[(name, "ascending", "at_start") for name in order]))
     per_file = 5000
     starts = np.sort(subject)[::per_file]
     for number, start in enumerate(starts):

@@ -1,0 +1,6 @@
+"""Cells and rows flow in, a published version flows out; people ask it read-only."""
+
+from whenwhy.store.open import Store, open_store
+from whenwhy.store.publish import publish_store
+
+__all__ = ["Store", "open_store", "publish_store"]

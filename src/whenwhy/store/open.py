@@ -1,0 +1,124 @@
+"""A published version, opened read-only: named queries and single SELECTs, nothing else."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
+
+from whenwhy.errors import UserError, unknown_name
+from whenwhy.schema import FORMAT_VERSION
+from whenwhy.store.publish import ROWS_FILE, SHAREABLE_FILE, current_version
+from whenwhy.store.queries import named_queries
+
+#: analyst: rows and everything else. viewer: cells that may be shown.
+Role = Literal["analyst", "viewer"]
+
+#: What an argument of this name may be, so that an unknown one is answered with the nearest known.
+KNOWN_VALUES = {
+    "feature": "select distinct code from cells",
+    "class": "select distinct class from cells",
+    "stratum": "select distinct stratum from cells",
+    "split": "select distinct split from cells",
+    "level": "select distinct level from cells",
+    "run": "select run_id from runs",
+}
+
+
+class Store:
+    """One published version. Threads may share it: each gets a connection of its own.
+
+    Example: `open_store(Path("demo/store")).ask("feature_timeline", feature="hdl").num_rows`
+    """
+
+    def __init__(self, path: Path, role: Role = "analyst", memory_limit: str = "2GB") -> None:
+        self.path, self.role = path, role
+        self.version = current_version(path)
+        file = self.version / (ROWS_FILE if role == "analyst" else SHAREABLE_FILE)
+        try:
+            self._database = duckdb.connect(
+                str(file),
+                read_only=True,
+                config={
+                    "memory_limit": memory_limit,
+                    "enable_external_access": "false",
+                    "autoinstall_known_extensions": "false",
+                    "lock_configuration": "true",
+                },
+            )
+            newest = self._database.execute("select max(format_version) from runs").fetchall()[0][0]
+        except duckdb.Error as error:
+            raise UserError(f"{file} cannot be read ({_first_line(error)}): run `whenwhy aggregate` again.") from None
+        if newest > FORMAT_VERSION:
+            raise UserError(f"{path} was written by a newer whenwhy (store format {newest}): upgrade whenwhy.")
+        self._local = threading.local()
+
+    def close(self) -> None:
+        """Let the version go."""
+        self._database.close()
+
+    def sql(self, text: str, arguments: dict[str, Any] | None = None) -> pa.Table:
+        """The answer to one SELECT over the store's tables and named queries.
+
+        Raises:
+            UserError: not one SELECT, or one that DuckDB refuses.
+        """
+        connection = self._connection()
+        try:
+            statements = duckdb.extract_statements(text)
+        except duckdb.Error as error:
+            raise UserError(f"This is not SQL ({_first_line(error)}): write one SELECT.") from None
+        kinds = [statement.type for statement in statements]
+        if kinds != [duckdb.StatementType.SELECT]:
+            said = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
+            raise UserError(f"A store answers one SELECT and nothing else (this is {said}): write one SELECT.")
+        try:
+            return connection.execute(text, arguments or {}).to_arrow_table()
+        except duckdb.Error as error:
+            raise UserError(f"The store {self.path} cannot answer this: {_first_line(error)}") from None
+
+    def ask(self, query: str, **arguments: Any) -> pa.Table:
+        """The answer of a named query.
+
+        Raises:
+            UserError: no such query or argument, or an argument's value that the store does not know.
+        """
+        known = named_queries()
+        if query not in known:
+            raise unknown_name("query", query, known)
+        parameters = known[query].parameters
+        for name in arguments:
+            if name not in parameters:
+                raise unknown_name("argument", name, parameters, f"query {query}")
+        for name, default in parameters.items():
+            if default is None and name not in arguments:
+                raise UserError(f"The query {query} needs {name}: add {name}=... to the command.")
+        for name, value in arguments.items():
+            if name in KNOWN_VALUES and value is not None:
+                values = [str(v) for v in self.sql(KNOWN_VALUES[name]).column(0).to_pylist()]
+                if str(value) not in values:
+                    raise unknown_name(name, str(value), values, str(self.path))
+        given = ", ".join(f'"{name}" := ${name}' for name in arguments)
+        return self.sql(f"select * from {query}({given})", arguments)
+
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """This thread's connection: one shared by threads answers wrongly. Macros are temporary, so each defines its own."""
+        connection: duckdb.DuckDBPyConnection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._database.cursor()
+            for query in named_queries().values():
+                connection.execute(query.sql)
+            self._local.connection = connection
+        return connection
+
+
+def open_store(path: Path, role: Role = "analyst") -> Store:
+    """The published version of a store, read-only."""
+    return Store(path, role)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
