@@ -139,7 +139,7 @@ class AttributeShard:
                 "n_over_tolerance": int((residual > asked.tolerance).sum()),
             }
             stage.publish(key, {ROWS: rows, PREDICTION_ROWS: predictions}, summary)
-            return rows.num_rows
+            return int(rows.num_rows)
 
         return one_shard
 
@@ -159,3 +159,12 @@ def residual_summary(attributions: StageDirectory) -> Json:
         "tolerance": tolerance,
         "n_over_tolerance": int((residual > tolerance).sum()),
     }
+
+
+def residual_sentence(attributions: StageDirectory) -> str:
+    """What `residual_summary` found, in one sentence for people."""
+    told = residual_summary(attributions)
+    return (
+        f"{told['n_predictions']:,} predictions; contributions miss the score difference by {told['maximum']:.1e} at most "
+        f"(median {told['median']:.1e}; tolerance {told['tolerance']:.0e}, {told['n_over_tolerance']:,} over it)"
+    )

@@ -65,7 +65,7 @@ def method(describes: str, laws: set[str]) -> Callable[[Compute], Compute]:
     assert not unknown, f"no such law: {unknown}"
 
     def register(compute: Compute) -> Compute:
-        name = compute.__name__  # type: ignore[attr-defined]
+        name = compute.__name__
         _METHODS[name] = Method(name, describes, frozenset(laws), compute)
         return compute
 

@@ -196,6 +196,20 @@ def _lists(lengths: np.ndarray, values: np.ndarray | pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(values))
 
 
+def prepared_sentence(stage: StageDirectory) -> str:
+    """What a complete directory of sequences holds, and what was left out, in one sentence for people."""
+    told = dict.fromkeys(("n_predictions", "n_events", "n_static", "n_steps", "n_unknown", "n_truncated"), 0)
+    for shard in stage.shards:
+        for key, value in stage.entry(shard).summary.items():
+            told[key] += value
+    features = stage.entry(VOCABULARY).files[VOCABULARY]["rows"] - 1
+    return (
+        f"{told['n_predictions']:,} predictions, {told['n_events']:,} events in {told['n_steps']:,} steps, "
+        f"{told['n_static']:,} static values, {features:,} feature values; left out {told['n_unknown']:,} values that "
+        f"training patients never have and {told['n_truncated']:,} beyond the most recent steps"
+    )
+
+
 # -- DuckDB reads the events -----------------------------------------------------------------------------
 
 

@@ -127,10 +127,7 @@ class TrainFold:
 
 
 def measured(model: StageDirectory) -> Json:
-    """What training measured on held-out patients: per fold, means, and the paired difference of the AUROCs.
-
-    `difference_low` and `difference_high` are one standard error of the mean below and above it.
-    """
+    """What training measured on held-out patients: per fold, means, and the paired difference of the AUROCs."""
     folds = [model.entry(name).summary for name in model.shards]
     difference = np.array([fold["auroc"] - fold["logistic_regression_auroc"] for fold in folds])
     error = float(difference.std(ddof=1) / math.sqrt(len(folds))) if len(folds) > 1 else None
@@ -141,6 +138,22 @@ def measured(model: StageDirectory) -> Json:
         "difference": float(difference.mean()),
         "difference_standard_error": error,
     }
+
+
+def measured_sentence(measurement: Json) -> str:
+    """What `measured` found, in one sentence for people."""
+    folds, error = measurement["folds"], measurement["difference_standard_error"]
+    own, regression = measurement["auroc"], measurement["logistic_regression_auroc"]
+    if error is None:
+        return (
+            f"held-out AUROC {own:.3f} ({folds[0]['n_positive']:,} positive of {folds[0]['n_held_out']:,}); "
+            f"logistic regression on the same inputs {regression:.3f}"
+        )
+    return (
+        f"held-out AUROC, mean of {len(folds)} folds: {own:.3f}; logistic regression on the same inputs "
+        f"{regression:.3f}; paired difference {measurement['difference']:+.4f} (standard error {error:.4f}); "
+        f"the model that ships is fold 1's, {folds[0]['auroc']:.3f} beside {folds[0]['logistic_regression_auroc']:.3f}"
+    )
 
 
 def load_sequences(directory: StageDirectory) -> Sequences:
@@ -154,7 +167,7 @@ def fold_split(sequences: Sequences, number: int, folds: int, seed: int) -> np.n
     Fold 1 is the data set's own split. The others hold out, in turn, an equal part of the patients that
     fold 1 does not hold out, so that with a fifth held out five folds hold out every patient once.
     """
-    own = sequences.column("split")
+    own: np.ndarray = sequences.column("split")
     if number == 1:
         return own
     subject = sequences.column("subject_id")
@@ -202,11 +215,11 @@ def fit(
 def predict(model: torch.nn.Module, sequences: Sequences, rows: np.ndarray) -> np.ndarray:
     """The probability of the positive class [row]."""
     model.eval()
-    probability = np.zeros(len(sequences))
+    probability: np.ndarray = np.zeros(len(sequences))
     with torch.no_grad():
         for bucket in sequences.buckets(rows, patients=512, steps=1 << 15):
             probability[bucket] = torch.sigmoid(model(sequences.batch(bucket)).double()).numpy()
-    return probability[rows]
+    return np.asarray(probability[rows])
 
 
 def _check_splits(sequences: StageDirectory) -> None:

@@ -46,6 +46,8 @@ class Store:
                     "memory_limit": memory_limit,
                     "enable_external_access": "false",
                     "autoinstall_known_extensions": "false",
+                    # A name in a query never means a variable of this process.
+                    "python_enable_replacements": "false",
                     "lock_configuration": "true",
                 },
             )
@@ -76,7 +78,7 @@ class Store:
             said = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
             raise UserError(f"A store answers one SELECT and nothing else (this is {said}): write one SELECT.")
         try:
-            return connection.execute(text, arguments or {}).to_arrow_table()
+            return connection.sql(text, params=arguments or None).to_arrow_table()
         except duckdb.Error as error:
             raise UserError(f"The store {self.path} cannot answer this: {_first_line(error)}") from None
 

@@ -1,0 +1,5 @@
+"""`python -m whenwhy` is `whenwhy`."""
+
+from whenwhy.cli import main
+
+main()

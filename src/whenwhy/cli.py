@@ -1,0 +1,305 @@
+"""The command line: the same words as in Python, one sentence and exit status 2 for bad input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from click import ClickException
+from click.exceptions import Abort, Exit
+from rich.console import Console
+
+from whenwhy import __version__
+from whenwhy.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from whenwhy.engine import Workers
+
+# Heavy modules (torch, Ray, Bokeh...) are imported by the command that needs them, so that --help is quick.
+
+app = typer.Typer(
+    name="whenwhy",
+    help="When did a feature's value matter, and why did the model predict what it did, for a million patients at once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+
+Sequences = Annotated[Path, typer.Argument(help="The directory that `whenwhy prepare` wrote.", metavar="SEQ")]
+StorePath = Annotated[Path, typer.Argument(help="The store that `whenwhy aggregate` published.", metavar="STORE")]
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Workers; by default one a GPU, or one a core.")
+]
+Inline = Annotated[bool, typer.Option("--inline", help="Work in this process, without Ray.")]
+RayAddress = Annotated[str | None, typer.Option("--ray-address", help="Join this Ray cluster instead of starting one.")]
+OutputFormat = Annotated[str, typer.Option("--format", help="table, csv or json (one object a line).")]
+
+
+@app.callback(invoke_without_command=True)
+def _whenwhy(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
+) -> None:
+    if version:
+        out.print(f"whenwhy {__version__}")
+        raise Exit(0)
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Argument(help="Where everything is kept.", metavar="[DIR]")] = Path("demo"),
+    serve: Annotated[bool, typer.Option("--serve", help="Then serve the dashboard.")] = False,
+    port: Annotated[int, typer.Option(help="The dashboard's port.", min=0, max=65535)] = 5006,
+    workers: WorkerCount = None,
+    inline: Inline = False,
+) -> None:
+    """All stages on 17,549 real patients, three worked questions, and where the store lies."""
+    from whenwhy.demo import demo
+
+    store = demo(folder, _workers(workers, inline), out)
+    if serve:
+        _serve(store, port, "127.0.0.1")
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[str, typer.Argument(help="A named source: see `whenwhy info sources`.")],
+    out_meds: Annotated[Path, typer.Argument(help="The new MEDS data set.", metavar="OUT_MEDS")],
+) -> None:
+    """A named source becomes a MEDS data set."""
+    from whenwhy.events.sources import import_source
+
+    wrote = import_source(source, out_meds)
+    labels = ", ".join(str(path) for path in sorted((out_meds / "labels").glob("*"))) or "none"
+    out.print(f"{'Wrote' if wrote else 'Found'} the MEDS data set {out_meds} (labels: {labels}).", soft_wrap=True)
+
+
+@app.command("prepare")
+def prepare_command(
+    meds: Annotated[Path, typer.Argument(help="A MEDS data set.", metavar="MEDS")],
+    labels: Annotated[Path, typer.Option(help="MEDS labels: a Parquet file or a folder of them.")],
+    out_path: Annotated[
+        Path, typer.Option("--out", help="The directory of sequences to write or resume.", metavar="SEQ")
+    ],
+    outcome: Annotated[
+        str | None, typer.Option(help="The outcome's name for people; by default the labels' name.")
+    ] = None,
+    strata: Annotated[str, typer.Option(help="Cohorts to be, e.g. sex,age_band: static codes, or age_band.")] = "",
+    without: Annotated[str, typer.Option(help="Codes to leave out, e.g. of a leak, separated by commas.")] = "",
+    bins: Annotated[int, typer.Option(help="Quantile bins of a numeric code.")] = 10,
+    max_steps: Annotated[int, typer.Option(help="The most recent steps that are kept.")] = 1000,
+    shard_size: Annotated[int, typer.Option(help="Predictions a shard, about.")] = 1024,
+    workers: WorkerCount = None,
+    inline: Inline = False,
+    ray_address: RayAddress = None,
+) -> None:
+    """MEDS events become sequences of feature values; nothing after a prediction time is seen."""
+    from whenwhy.events.sequences import PrepareSettings, prepare, prepared_sentence
+
+    settings = PrepareSettings(
+        outcome or labels.name.removesuffix(".parquet").replace("_", " "),
+        _names(strata),
+        _names(without),
+        bins,
+        max_steps,
+        shard_size,
+    )
+    stage = prepare(meds, labels, out_path, settings, _workers(workers, inline, ray_address))
+    out.print(f"Wrote {out_path} (run {stage.run_id}): {prepared_sentence(stage)}.", soft_wrap=True)
+
+
+@app.command("train")
+def train_command(
+    sequences: Sequences,
+    out_path: Annotated[Path, typer.Option("--out", help="The model directory to write or resume.", metavar="MODEL")],
+    architecture: Annotated[str, typer.Option(help="The kind of model.")] = "gru",
+    hidden: Annotated[int, typer.Option(help="Width of embeddings and state.")] = 64,
+    epochs: Annotated[int, typer.Option(help="The most epochs; training stops early.")] = 30,
+    folds: Annotated[int, typer.Option(help="Folds of patients to measure on; the first is the data set's split.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of initial weights, order and folds.")] = 0,
+    workers: WorkerCount = None,
+    inline: Inline = False,
+    ray_address: RayAddress = None,
+) -> None:
+    """A recurrent model is trained, and measured on held-out patients beside a logistic regression."""
+    from whenwhy.models.training import TrainSettings, measured, measured_sentence, train
+
+    settings = TrainSettings(architecture=architecture, hidden=hidden, epochs=epochs, folds=folds, seed=seed)
+    stage = train(sequences, out_path, settings, _workers(workers, inline, ray_address))
+    out.print(f"Wrote {out_path} (run {stage.run_id}): {measured_sentence(measured(stage))}.", soft_wrap=True)
+
+
+@app.command("attribute")
+def attribute_command(
+    sequences: Sequences,
+    model: Annotated[Path, typer.Option(help="The directory that `whenwhy train` wrote.", metavar="MODEL")],
+    out_path: Annotated[Path, typer.Option("--out", help="The attributions to write or resume.", metavar="ATTR")],
+    method: Annotated[str, typer.Option(help="See `whenwhy info methods`.")] = "integrated_gradients",
+    baseline: Annotated[str, typer.Option(help="What the record is compared with.")] = "empty",
+    target: Annotated[str, typer.Option(help="The score that is explained.")] = "logit",
+    tolerance: Annotated[float, typer.Option(help="Of completeness, in score units.")] = 1e-4,
+    workers: WorkerCount = None,
+    inline: Inline = False,
+    ray_address: RayAddress = None,
+) -> None:
+    """The contribution of every recorded feature value to every prediction."""
+    from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards, residual_sentence
+
+    settings = AttributeSettings(method, baseline, target, tolerance)
+    stage = attribute_shards(sequences, model, out_path, settings, _workers(workers, inline, ray_address))
+    out.print(f"Wrote {out_path} (run {stage.run_id}): {residual_sentence(stage)}.", soft_wrap=True)
+
+
+@app.command("aggregate")
+def aggregate_command(
+    attributions: Annotated[
+        list[Path], typer.Argument(help="What `whenwhy attribute` wrote, one a run.", metavar="ATTR...")
+    ],
+    out_path: Annotated[Path, typer.Option("--out", help="The store to publish a version in.", metavar="STORE")],
+    time_bin_hours: Annotated[int | None, typer.Option(help="Width of a time bin; by default a readable one.")] = None,
+    memory_limit: Annotated[str, typer.Option(help="Of each DuckDB.")] = "1GB",
+    workers: WorkerCount = None,
+) -> None:
+    """Attributions become cells per feature value, time, class and cohort, published in a store."""
+    from whenwhy.statistics import aggregate_cells
+    from whenwhy.store import publish_store
+
+    cells = aggregate_cells(
+        attributions, out_path, time_bin_hours=time_bin_hours, memory_limit=memory_limit, workers=workers
+    )
+    version = publish_store(out_path, cells, attributions)
+    out.print(f"Published version {version.name} of the store {out_path}.", soft_wrap=True)
+
+
+@app.command("query", context_settings={"allow_extra_args": True})
+def query_command(
+    store: StorePath,
+    name: Annotated[str, typer.Argument(help="A named query: see `whenwhy info queries`.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments, e.g. feature=hdl class=true.")] = None,
+    output: OutputFormat = "table",
+) -> None:
+    """The answer of a named query."""
+    from whenwhy.store import open_store
+
+    given = {}
+    for argument in arguments or []:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"'{argument}' is no argument: write name=value, e.g. feature=hdl.")
+        given[key] = value
+    _print_answer(open_store(store).ask(name, **given), output)
+
+
+@app.command("sql")
+def sql_command(
+    store: StorePath,
+    statement: Annotated[str, typer.Argument(help="One SELECT.")],
+    output: OutputFormat = "table",
+) -> None:
+    """The answer of one SELECT over the store's tables: read-only, nothing outside the store."""
+    from whenwhy.store import open_store
+
+    _print_answer(open_store(store).sql(statement), output)
+
+
+@app.command("serve")
+def serve_command(
+    store: StorePath,
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 5006,
+    address: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+) -> None:
+    """The dashboard of a store."""
+    _serve(store, port, address)
+
+
+@app.command("info")
+def info_command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A directory or store, or: methods, queries, sources.", metavar="DIR|methods|queries|sources"
+        ),
+    ],
+) -> None:
+    """What a directory holds, or what methods, queries and sources there are."""
+    from whenwhy.information import information
+
+    for line in information(what):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _serve(store: Path, port: int, address: str) -> None:
+    from whenwhy.server import serve
+
+    serve(
+        store,
+        port=port,
+        address=address,
+        on_ready=lambda url: out.print(f"The dashboard is at {url} (stop it by Ctrl-C)."),
+    )
+
+
+def _workers(count: int | None, inline: bool, ray_address: str | None = None) -> Workers:
+    from whenwhy.engine import Workers
+
+    if inline and (count or ray_address):
+        raise UserError("--inline works in this process alone: leave out --workers and --ray-address.")
+    return Workers(count, inline, ray_address)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _print_answer(answer: pa.Table, output: str) -> None:
+    from whenwhy.answers import FORMATS, as_text
+
+    if output not in FORMATS:
+        raise UserError(f"There is no format '{output}': choose {', '.join(FORMATS)}.")
+    # Neither folded nor coloured: another program may read it.
+    sys.stdout.write(as_text(answer, output, out.width if out.is_terminal else None) + "\n")
+
+
+def main() -> NoReturn:
+    """Runs the command line; exits 0, or 2 with one sentence for bad input."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+        os.environ["WHENWHY_DEBUG"] = "1"
+    try:
+        app(standalone_mode=False)
+        sys.exit(0)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (UserError, OSError, ClickException) as error:
+        if debug:
+            raise
+        sys.stderr.write(_sentence(error) + "\n")
+        sys.exit(2)
+    except Exit as ended:
+        sys.exit(ended.exit_code)
+    except (KeyboardInterrupt, Abort):
+        sys.stderr.write("Stopped; what was finished is kept: run the same command again to continue.\n")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"Unexpected {type(error).__name__}: {error} (add --debug for the traceback).\n")
+        sys.exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ClickException):
+        return f"{error.format_message()} See `whenwhy --help`."
+    assert isinstance(error, OSError)
+    return f"{error.filename or 'A file'}: {error.strerror or error}; mend that and run the same command again."

@@ -1,0 +1,98 @@
+"""A directory or a register flows in; lines that say what is there flow out: `whenwhy info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from whenwhy.errors import UserError
+from whenwhy.shards import StageDirectory
+
+REGISTERS = ("methods", "queries", "sources")
+
+
+def information(what: str) -> list[str]:
+    """What a directory holds, or one line for each method, query or source.
+
+    Example:
+        >>> information("methods")[0]
+        'gradient_times_input: the slope at the record itself: one pass, not complete'
+    """
+    if what == "methods":
+        from whenwhy.attribution import methods
+
+        return [f"{method.name}: {method.describes}" for method in methods().values()]
+    if what == "queries":
+        from whenwhy.store.queries import named_queries
+
+        return [f"{query.name}({', '.join(query.parameters)}): {query.purpose}" for query in named_queries().values()]
+    if what == "sources":
+        from whenwhy.events.sources import sources
+
+        return [f"{source.name}: {source.describes}" for source in sources().values()]
+    path = Path(what)
+    if (path / "CURRENT").exists():
+        return _store(path)
+    if (path / "metadata" / "dataset.json").exists():
+        return _meds(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a directory, or one of {', '.join(REGISTERS)}.")
+    return _stage(StageDirectory.open(path))
+
+
+def _stage(stage: StageDirectory) -> list[str]:
+    finished = len(stage.needs) - len(stage.missing())
+    lines = [
+        f"{stage.path}: written by `whenwhy {stage.manifest['stage']}` {stage.manifest['code_version']}",
+        f"run id: {stage.run_id}",
+        f"entries: {finished} of {len(stage.needs)} finished",
+    ]
+    for name, told in stage.manifest["inputs"].items():
+        said = ", ".join(f"{key} {str(value)[:80]}" for key, value in told.items())
+        lines.append(f"made from {name}: {said}")
+    lines.append("settings: " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in stage.settings.items()))
+    if finished == len(stage.needs):
+        totals: dict[str, int] = {}
+        for name in stage.shards:
+            for key, value in stage.entry(name).summary.items():
+                if key.startswith("n_") and isinstance(value, int):
+                    totals[key] = totals.get(key, 0) + value
+        if totals:
+            lines.append("totals: " + ", ".join(f"{key} {value:,}" for key, value in totals.items()))
+        lines.append(f"content: sha256 {stage.content_sha256()}")
+    return lines
+
+
+def _store(path: Path) -> list[str]:
+    from whenwhy.store import open_store
+
+    store = open_store(path)
+    lines = [f"{path}: a store, published version {store.version.name}"]
+    tables = store.sql(
+        "select table_name from information_schema.tables where table_schema = 'main' order by 1"
+    ).column(0)
+    for (name,) in ((name,) for name in tables.to_pylist()):
+        count = store.sql(f'select count(*) from "{name}"').column(0).to_pylist()[0]
+        columns = store.sql(f'select * from "{name}" limit 0').column_names
+        lines.append(f"{name}: {count:,} rows; {', '.join(columns)}")
+    lines += [
+        f"run {run['run_id']}: {run['method']} from the {run['baseline']} baseline, {run['n_predictions']:,} predictions of "
+        f"'{run['outcome']}'; largest residual {run['residual_maximum']:.1e}, tolerance {run['tolerance']:.0e}, "
+        f"{run['n_over_tolerance']:,} over it"
+        for run in store.sql("select * from runs order by run_id").to_pylist()
+    ]
+    store.close()
+    return lines
+
+
+def _meds(path: Path) -> list[str]:
+    from whenwhy.events.meds_dataset import open_meds
+
+    dataset = open_meds(path)
+    about = json.loads((path / "metadata" / "dataset.json").read_text())
+    splits = "none" if dataset.splits is None else f"{dataset.splits.num_rows:,} patients"
+    return [
+        f"{path}: the MEDS data set {about.get('dataset_name', '(unnamed)')}",
+        f"files: {len(dataset.files)}; codes described: {dataset.codes.num_rows:,}; splits: {splits}",
+        *(f"labels: {labels}" for labels in sorted((path / "labels").glob("*"))),
+    ]

@@ -1,0 +1,80 @@
+"""Fixtures: a small made-up cohort taken through every stage, and the real demonstration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cohort import write_cohort
+
+from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+from whenwhy.engine import Workers
+from whenwhy.events.sequences import PrepareSettings, prepare
+from whenwhy.models.training import TrainSettings, train
+from whenwhy.statistics import aggregate_cells
+from whenwhy.store import publish_store
+
+INLINE = Workers(inline=True)
+
+# Private data stays where it is: Ray and matplotlib of the tests write below a folder of their own.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """Every stage's directory of the small cohort."""
+
+    meds: Path
+    labels: Path
+    sequences: Path
+    model: Path
+    attributions: Path
+    store: Path
+
+
+@pytest.fixture(scope="session")
+def small_meds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up MEDS data set of 300 patients: several predictions a patient, static codes, parents, ties."""
+    folder = tmp_path_factory.mktemp("small") / "meds"
+    write_cohort(folder, patients=300, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(small_meds: Path) -> SmallRun:
+    """The small cohort taken through every stage, inline."""
+    root = small_meds.parent
+    labels = small_meds / "labels" / "outcome"
+    run = SmallRun(small_meds, labels, root / "sequences", root / "model", root / "attributions", root / "store")
+    settings = PrepareSettings("the outcome", strata=("age_band", "sex"), bins=4, shard_size=128)
+    prepare(run.meds, run.labels, run.sequences, settings, INLINE)
+    train(run.sequences, run.model, TrainSettings(hidden=8, epochs=2), INLINE)
+    attribute_shards(run.sequences, run.model, run.attributions, AttributeSettings(), INLINE)
+    cells = aggregate_cells([run.attributions], run.store, time_bin_hours=24)
+    publish_store(run.store, cells, [run.attributions])
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real demonstration, by its command, with Ray actors. WHENWHY_TEST_DEMO names one made before."""
+    made = os.environ.get("WHENWHY_TEST_DEMO")
+    if made:
+        return Path(made)
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    told = subprocess.run(
+        [sys.executable, "-m", "whenwhy", "demo", str(folder)], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert told.returncode == 0, told.stderr[-3000:]
+    (folder / "printed.txt").write_text(told.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_store(demo_folder: Path) -> Path:
+    """The store that the demonstration published."""
+    return demo_folder / "store"
