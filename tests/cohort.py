@@ -13,9 +13,7 @@ import pyarrow.parquet as pq
 EVENTS = pa.schema(
     [("subject_id", pa.int64()), ("time", pa.timestamp("us")), ("code", pa.string()), ("numeric_value", pa.float32())]
 )
-LABELS = pa.schema(
-    [("subject_id", pa.int64()), ("prediction_time", pa.timestamp("us")), ("boolean_value", pa.bool_())]
-)
+LABELS = pa.schema([("subject_id", pa.int64()), ("prediction_time", pa.timestamp("us")), ("boolean_value", pa.bool_())])
 START = datetime(2020, 1, 1)
 
 
@@ -70,7 +68,12 @@ def write_cohort(folder: Path, patients: int, seed: int) -> None:
         ("mixed", "sometimes a number", None, ["BLOOD"]),
     ]
     schema = pa.schema(
-        [("code", pa.string()), ("description", pa.string()), ("unit", pa.string()), ("parent_codes", pa.list_(pa.string()))]
+        [
+            ("code", pa.string()),
+            ("description", pa.string()),
+            ("unit", pa.string()),
+            ("parent_codes", pa.list_(pa.string())),
+        ]
     )
     pq.write_table(_table(codes, schema), folder / "metadata" / "codes.parquet")
     (folder / "metadata" / "dataset.json").write_text(json.dumps({"dataset_name": "made up", "meds_version": "0.4.1"}))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cohort import write_cohort
 
+from cohort import write_cohort
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
 from whenwhy.engine import Workers
 from whenwhy.events.sequences import PrepareSettings, prepare
@@ -20,8 +20,8 @@ from whenwhy.store import publish_store
 
 INLINE = Workers(inline=True)
 
-# Private data stays where it is: Ray and matplotlib of the tests write below a folder of their own.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Workers are processes of their own: they find the tests' tasks by this path.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
 @dataclass(frozen=True)

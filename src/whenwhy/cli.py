@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from click import ClickException
-from click.exceptions import Abort, Exit
 from rich.console import Console
+from typer.exceptions import Abort, Exit, TyperException
 
 from whenwhy import __version__
 from whenwhy.errors import UserError
@@ -279,7 +278,7 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (UserError, OSError, ClickException) as error:
+    except (UserError, OSError, TyperException) as error:
         if debug:
             raise
         sys.stderr.write(_sentence(error) + "\n")
@@ -299,7 +298,7 @@ def main() -> NoReturn:
 def _sentence(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, ClickException):
+    if isinstance(error, TyperException):
         return f"{error.format_message()} See `whenwhy --help`."
     assert isinstance(error, OSError)
     return f"{error.filename or 'A file'}: {error.strerror or error}; mend that and run the same command again."

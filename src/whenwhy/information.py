@@ -19,17 +19,17 @@ def information(what: str) -> list[str]:
         'gradient_times_input: the slope at the record itself: one pass, not complete'
     """
     if what == "methods":
-        from whenwhy.attribution import methods
+        from whenwhy.attribution import registered_methods
 
-        return [f"{method.name}: {method.describes}" for method in methods().values()]
+        return [f"{method.name}: {method.describes}" for method in registered_methods().values()]
     if what == "queries":
         from whenwhy.store.queries import named_queries
 
         return [f"{query.name}({', '.join(query.parameters)}): {query.purpose}" for query in named_queries().values()]
     if what == "sources":
-        from whenwhy.events.sources import sources
+        from whenwhy.events.sources import registered_sources
 
-        return [f"{source.name}: {source.describes}" for source in sources().values()]
+        return [f"{source.name}: {source.describes}" for source in registered_sources().values()]
     path = Path(what)
     if (path / "CURRENT").exists():
         return _store(path)

@@ -72,11 +72,11 @@ def method(describes: str, laws: set[str]) -> Callable[[Compute], Compute]:
     return register
 
 
-def methods() -> dict[str, Method]:
+def registered_methods() -> dict[str, Method]:
     """Every method by name.
 
     Example:
-        >>> sorted(methods())
+        >>> sorted(registered_methods())
         ['gradient_times_input', 'integrated_gradients']
     """
     package = f"{__name__.rpartition('.')[0]}.methods"
@@ -87,7 +87,7 @@ def methods() -> dict[str, Method]:
 
 def method_named(name: str) -> Method:
     """The method of this name; raises `UserError` with the nearest one otherwise."""
-    known = methods()
+    known = registered_methods()
     if name not in known:
         raise unknown_name("method", name, known)
     return known[name]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from whenwhy.engine.run import Task, Workers
 from whenwhy.errors import UserError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # private data: nothing is reported outside
+# Ray listens on every interface of a machine, and who reaches it can run code: nobody may without the token.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
@@ -79,11 +82,11 @@ class RayPool:
             outcome = cause if isinstance(cause, Exception) else error
         except RayActorError as error:
             outcome = error
-            if str(getattr(actor, "_ray_actor_id", "")) and _is_dead(actor):
+            if _is_dead(actor):
                 self.actors.remove(actor)
                 if not self.actors:
                     raise UserError(
-                        f"every worker died more than {MAX_RESTARTS} times ({error}): "
+                        f"every worker died more than {MAX_RESTARTS} times ({str(error).splitlines()[0]}): "
                         "look for a lack of memory, then run the same command again to continue."
                     ) from error
                 return key, outcome
@@ -114,13 +117,15 @@ def connect(workers: Workers) -> None:
         if workers.ray_address:
             ray.init(address=workers.ray_address, logging_level=logging.ERROR, log_to_driver=False)
         else:
+            # A token of this process alone, known to its children by the environment: nothing is written.
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             ray.init(
+                address="local",
                 num_cpus=workers.count,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"join Ray at {workers.ray_address}" if workers.ray_address else "start Ray on this machine"

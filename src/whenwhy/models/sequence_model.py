@@ -36,10 +36,7 @@ def embed_bags(table: torch.Tensor, bags: Bags, weights: torch.Tensor | None = N
 
     The gradient with respect to the weights is the dense multi-hot gradient at the recorded places.
     """
+    given = bags.weights if weights is None else weights
     return torch.nn.functional.embedding_bag(
-        bags.ids,
-        table,
-        bags.offsets,
-        mode="sum",
-        per_sample_weights=bags.weights.to(table.dtype) if weights is None else weights,
+        bags.ids, table, bags.offsets, mode="sum", per_sample_weights=given.to(table.dtype)
     )

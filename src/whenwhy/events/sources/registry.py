@@ -32,7 +32,7 @@ def source(name: str, describes: str) -> Callable[[Callable[[Path], None]], Call
         >>> @source("nobody", "an empty cohort")
         ... def nobody(folder: Path) -> None:
         ...     pass
-        >>> sources()["nobody"].describes
+        >>> registered_sources()["nobody"].describes
         'an empty cohort'
         >>> del _SOURCES["nobody"]
     """
@@ -44,7 +44,7 @@ def source(name: str, describes: str) -> Callable[[Callable[[Path], None]], Call
     return register
 
 
-def sources() -> dict[str, Source]:
+def registered_sources() -> dict[str, Source]:
     """Every source by name; each module of this folder registers its own."""
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
@@ -60,7 +60,7 @@ def import_source(name: str, out: Path) -> bool:
     Raises:
         UserError: no such source, or `out` holds something else.
     """
-    known = sources()
+    known = registered_sources()
     if name not in known:
         raise unknown_name("source", name, known)
     marker = out / "metadata" / "dataset.json"

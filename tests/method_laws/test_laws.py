@@ -1,0 +1,271 @@
+"""Every method keeps the laws it declares, equals its replica, and the suite tells methods apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replicas.integrated_gradients import dense_integrated_gradients, dense_score
+from whenwhy.attribution import LAWS, Attributions, attribute, registered_methods
+from whenwhy.attribution.attribute import TOLERANCE
+from whenwhy.attribution.gradients import recurrence_with_gradients
+from whenwhy.attribution.methods import integrated_gradients as integrated_gradients_module
+from whenwhy.errors import UserError
+from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch, Sequences
+from whenwhy.models.recurrent import GRUClassifier
+from whenwhy.models.sequence_model import Embedded, embed_bags
+from whenwhy.schema import SEQUENCES
+
+SIZE = 30
+
+
+def cohort(seed: int, patients: int = 12, longest: int = 9) -> Sequences:
+    """Random records: some without steps, some without static values, duplicates within a step."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for subject in range(patients):
+        steps = 0 if subject == 0 else int(random.integers(0, longest + 1))
+        at = np.repeat(np.arange(steps), random.integers(1, 4, size=steps))
+        static = random.integers(1, SIZE, size=0 if subject == 1 else int(random.integers(0, 4)))
+        rows.append(
+            {
+                "subject_id": subject, "prediction_time": 0, "label": "true", "split": "train", "strata": [],
+                "step_minutes": list(range(steps, 0, -1)),
+                "event_step": at.tolist(), "event_id": random.integers(1, SIZE, size=len(at)).tolist(),
+                "event_value": [None] * len(at),
+                "static_id": static.tolist(), "static_value": [None] * len(static),
+            }
+        )  # fmt: skip
+    return Sequences(pa.Table.from_pylist(rows, schema=SEQUENCES))
+
+
+def model_of(seed: int, scale: float = 3.0) -> GRUClassifier:
+    """A model in float64 whose score bends strongly along the path."""
+    torch.manual_seed(seed)
+    model = GRUClassifier(SIZE, hidden=6).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, scale / 4)
+        for table in model.tables.values():
+            table.normal_(0, scale / 2)
+    return model
+
+
+class LinearModel:
+    """The score is a plain sum of effects, one a feature value and stream."""
+
+    vocabulary_size = SIZE
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.effect = {
+            name: torch.randn(SIZE, 1, generator=generator, dtype=torch.float64) for name in (EVENTS, STATIC)
+        }
+
+    def embed(self, batch: SequenceBatch, weights: dict[str, torch.Tensor] | None = None) -> Embedded:
+        given = weights or {}
+        events, static = (embed_bags(self.effect[n], batch.streams[n], given.get(n)) for n in (EVENTS, STATIC))
+        return {EVENTS: events.view(len(batch), batch.n_steps, 1), STATIC: static}
+
+    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        return embedded[EVENTS].sum((1, 2)) + embedded[STATIC].sum(1) + 0.5
+
+
+def everything(sequences: Sequences) -> SequenceBatch:
+    return sequences.batch(np.arange(len(sequences)))
+
+
+def totals(batch: SequenceBatch, found: Attributions) -> torch.Tensor:
+    """The sum of each prediction's attributions [patient]."""
+    total = torch.zeros(len(batch), dtype=torch.float64)
+    for name, per_patient in ((EVENTS, batch.n_steps), (STATIC, 1)):
+        bags = batch.streams[name]
+        ends = torch.cat([bags.offsets[1:], torch.tensor([len(bags.ids)])])
+        bag = torch.repeat_interleave(torch.arange(len(bags.offsets)), ends - bags.offsets)
+        total.index_add_(0, bag // per_patient, found.streams[name].double())
+    return total
+
+
+def keeping(law: str) -> list[str]:
+    return [name for name, method in registered_methods().items() if law in method.laws]
+
+
+def test_every_law_is_kept_by_some_method_and_every_method_states_some() -> None:
+    assert all(keeping(law) for law in LAWS)
+    assert all(method.laws for method in registered_methods().values())
+
+
+@pytest.mark.parametrize("method", keeping("completeness"))
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.5, 4))
+def test_completeness(method: str, seed: int, scale: float) -> None:
+    batch, model = everything(cohort(seed)), model_of(seed, scale)
+    found = attribute(model, batch, method=method, tolerance=1e-4)
+    residual = (totals(batch, found) - (found.score - found.baseline_score)).abs()
+    missed = residual > 1e-4
+    # Only a sequence that was given every node there is may miss, and it is the one that is reported.
+    assert (found.n_nodes[missed] == integrated_gradients_module.LADDER[-1]).all()
+    assert missed.sum() <= 1
+
+
+def test_only_what_is_complete_declares_it() -> None:
+    """The suite would notice if a method were swapped: gradient times input is far from complete here."""
+    batch, model = everything(cohort(1)), model_of(1)
+    residual = {}
+    for name in registered_methods():
+        found = attribute(model, batch, method=name)
+        residual[name] = float((totals(batch, found) - (found.score - found.baseline_score)).abs().max())
+    assert residual["integrated_gradients"] <= TOLERANCE
+    assert residual["gradient_times_input"] > 0.1
+
+
+@pytest.mark.parametrize("method", keeping("linearity"))
+def test_linearity(method: str) -> None:
+    batch, model = everything(cohort(2)), LinearModel(2)
+    found = attribute(model, batch, method=method)  # type: ignore[arg-type]
+    for name in (EVENTS, STATIC):
+        expected = model.effect[name][batch.streams[name].ids, 0]
+        torch.testing.assert_close(found.streams[name].double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", keeping("alone_equals_batched"))
+@pytest.mark.parametrize("seed", range(3))
+def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
+    sequences, model = cohort(seed), model_of(seed)
+    order = np.random.default_rng(seed).permutation(len(sequences))
+    batch = sequences.batch(order)
+    together = attribute(model, batch, method=method, tolerance=1e-9)
+    flat = {EVENTS: np.zeros(len(sequences.event_id)), STATIC: np.zeros(len(sequences.static_id))}
+    for name in flat:
+        flat[name][batch.streams[name].at] = together.streams[name]
+    for row in range(len(sequences)):
+        single = sequences.batch(np.array([row]))
+        alone = attribute(model, single, method=method, tolerance=1e-9)
+        for name in flat:
+            np.testing.assert_allclose(alone.streams[name], flat[name][single.streams[name].at], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", keeping("zero_on_padding"))
+def test_zero_on_padding(method: str) -> None:
+    sequences, model = cohort(4), model_of(4)
+    batch = everything(sequences)
+    path = registered_methods()[method].compute(
+        model, {n: t.detach() for n, t in model.embed(batch).items()}, batch.lengths, 1e-4
+    )
+    padded = torch.arange(batch.n_steps)[None] >= batch.lengths[:, None]
+    assert padded.any()
+    assert (path.gradients[EVENTS][padded] == 0).all()
+    assert (path.gradients[EVENTS][~padded] != 0).any()
+
+
+@pytest.mark.parametrize("method", keeping("dummy"))
+def test_dummy(method: str) -> None:
+    sequences, model = cohort(5), model_of(5)
+    batch = everything(sequences)
+    with torch.no_grad():
+        for table in model.tables.values():
+            table[7] = 0
+    found = attribute(model, batch, method=method)
+    for name in (EVENTS, STATIC):
+        idle = batch.streams[name].ids == 7
+        assert (found.streams[name][idle] == 0).all()
+        assert (found.streams[name][~idle] != 0).any()
+    assert (batch.streams[EVENTS].ids == 7).any()
+
+
+@pytest.mark.parametrize("method", keeping("symmetry"))
+def test_symmetry(method: str) -> None:
+    """Values 3 and 4 have the same embedding; wherever both stand in a step they share equally."""
+    row = {
+        "subject_id": 1, "prediction_time": 0, "label": "true", "split": "train", "strata": [],
+        "step_minutes": [2, 1], "event_step": [0, 0, 0, 1, 1], "event_id": [3, 4, 9, 3, 4],
+        "event_value": [None] * 5, "static_id": [3, 4], "static_value": [None] * 2,
+    }  # fmt: skip
+    model = model_of(6)
+    with torch.no_grad():
+        for table in model.tables.values():
+            table[3] = table[4]
+    found = attribute(
+        model, Sequences(pa.Table.from_pylist([row], schema=SEQUENCES)).batch(np.array([0])), method=method
+    )
+    events, static = found.streams[EVENTS], found.streams[STATIC]
+    assert events[0] == events[1] != events[2]
+    assert events[3] == events[4] != events[0]
+    assert static[0] == static[1] != 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_integrated_gradients_equals_its_replica(seed: int) -> None:
+    sequences, model = cohort(seed, patients=5, longest=5), model_of(seed, scale=2.0)
+    batch = everything(sequences)
+    found = attribute(model, batch, tolerance=1e-12)
+    parameters = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for row, record in enumerate(sequences.table.to_pylist()):
+        events, static = torch.zeros(len(record["step_minutes"]), SIZE), torch.zeros(SIZE)
+        events, static = events.double(), static.double()
+        for step, place in zip(record["event_step"], record["event_id"], strict=True):
+            events[step, place] += 1
+        for place in record["static_id"]:
+            static[place] += 1
+        assert abs(dense_score(parameters, events, static) - found.score[row]) < 1e-9
+        dense_events, dense_static = dense_integrated_gradients(parameters, events, static, nodes=1500)
+        single = sequences.batch(np.array([row]))
+        own = attribute(model, single, tolerance=1e-12)
+        sparse = torch.zeros_like(events).view(-1)
+        bag = torch.tensor(record["event_step"], dtype=torch.long) * SIZE + torch.tensor(
+            record["event_id"], dtype=torch.long
+        )
+        sparse.index_add_(0, bag, own.streams[EVENTS].double())
+        torch.testing.assert_close(sparse.view_as(events), dense_events, rtol=1e-4, atol=1e-5)
+        sparse = torch.zeros(SIZE, dtype=torch.float64)
+        sparse.index_add_(0, torch.tensor(record["static_id"], dtype=torch.long), own.streams[STATIC].double())
+        torch.testing.assert_close(sparse, dense_static, rtol=1e-4, atol=1e-5)
+
+
+def test_nodes_are_added_only_where_they_are_needed() -> None:
+    batch, model = everything(cohort(8)), model_of(8, scale=3.0)
+    nodes = attribute(model, batch, tolerance=1e-7).n_nodes
+    assert nodes[0] == 8 or len(batch.streams[STATIC].ids)  # the record without steps is nearly straight
+    assert len(torch.unique(nodes)) > 1
+
+
+def test_a_model_that_is_not_finite_is_named() -> None:
+    batch, model = everything(cohort(9)), model_of(9)
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        attribute(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"method": "integrated_gradient"}, "did you mean 'integrated_gradients'"),
+        ({"baseline": "emty"}, "did you mean 'empty'"),
+        ({"target": "logits"}, "did you mean 'logit'"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(asked: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        attribute(model_of(0), everything(cohort(0)), **asked)  # type: ignore[arg-type]
+
+
+def test_evaluation_mode_is_left_as_it_was() -> None:
+    model = model_of(0)
+    attribute(model, everything(cohort(0)))
+    assert not any(module.training for module in model.modules())
+    with recurrence_with_gradients(model):
+        assert not model.training
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_gradients_on_a_gpu_work_in_evaluation_mode_and_agree() -> None:
+    sequences, model = cohort(10), model_of(10).float()
+    here = attribute(model, everything(sequences))
+    there = attribute(model.cuda(), sequences.batch(np.arange(len(sequences)), "cuda"))
+    for name in here.streams:
+        torch.testing.assert_close(there.streams[name].cpu(), here.streams[name], rtol=1e-3, atol=1e-4)

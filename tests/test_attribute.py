@@ -1,0 +1,121 @@
+"""The attribute stage: killed and resumed, by Ray or inline, it writes the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import INLINE, SmallRun
+from whenwhy.attribution.attribute_shards import (
+    PREDICTION_ROWS,
+    ROWS,
+    AttributeSettings,
+    attribute_shards,
+    residual_summary,
+)
+from whenwhy.engine import Workers
+from whenwhy.errors import UserError
+from whenwhy.events.sequences import TABLE, PrepareSettings, prepare
+from whenwhy.models.training import TrainSettings, train
+from whenwhy.schema import ATTRIBUTION_UNITS, ATTRIBUTIONS, PREDICTIONS
+from whenwhy.shards import StageDirectory
+
+
+def test_ray_and_inline_write_the_same_bytes(small_run: SmallRun, tmp_path: Path) -> None:
+    by_ray = attribute_shards(
+        small_run.sequences, small_run.model, tmp_path / "attr", AttributeSettings(), Workers(count=2)
+    )
+    inline = StageDirectory.open(small_run.attributions)
+    assert by_ray.run_id == inline.run_id
+    assert by_ray.content_sha256() == inline.content_sha256()
+
+
+@pytest.mark.parametrize("finished", [1, 3])
+def test_killed_half_way_it_continues_to_the_same_bytes(tmp_path: Path, small_run: SmallRun, finished: int) -> None:
+    """The command is killed by SIGKILL once some shards are there, and started again."""
+    sequences = tmp_path / "sequences"
+    settings = PrepareSettings("the outcome", strata=("age_band", "sex"), bins=4, shard_size=32)
+    prepare(small_run.meds, small_run.labels, sequences, settings, INLINE)
+    train(sequences, tmp_path / "model", TrainSettings(hidden=8, epochs=1), INLINE)
+    undisturbed = attribute_shards(
+        sequences, tmp_path / "model", tmp_path / "undisturbed", AttributeSettings(), INLINE
+    ).content_sha256()
+    command = [
+        sys.executable, "-m", "whenwhy", "attribute", str(sequences), "--model", str(tmp_path / "model"),
+        "--out", str(tmp_path / "attr"), "--inline",
+    ]  # fmt: skip
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    entries = tmp_path / "attr" / "entries"
+    for _ in range(6000):
+        if len(list(entries.glob("g0-*.json"))) >= finished:
+            break
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    stage = StageDirectory.open(tmp_path / "attr")
+    left = len(stage.missing())
+    assert 0 < left < len(stage.shards)
+    before = {path: path.stat().st_mtime_ns for path in entries.glob("g0-*.json")}
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{len(stage.shards)}/{len(stage.shards)}" in again.stderr
+    assert len(again.stderr.splitlines()) == left  # finished shards are not done again
+    assert all(path.stat().st_mtime_ns == modified for path, modified in before.items())
+    assert stage.content_sha256() == undisturbed
+
+
+def test_tables_keep_the_contract_and_add_up(small_run: SmallRun) -> None:
+    stage, sequences = StageDirectory.open(small_run.attributions), StageDirectory.open(small_run.sequences)
+    worst = 0.0
+    for shard in stage.shards:
+        rows, predictions = stage.read(shard, ROWS), stage.read(shard, PREDICTION_ROWS)
+        assert rows.schema.equals(ATTRIBUTIONS)
+        assert predictions.schema.equals(PREDICTIONS)
+        source = sequences.read(shard, TABLE)
+        assert predictions["subject_id"].equals(source["subject_id"])
+        ids = rows["feature_value_id"].to_numpy()
+        assert (np.diff(ids) >= 0).all()
+        attribution = rows["attribution"].to_numpy().astype(np.float64)
+        assert (attribution * ATTRIBUTION_UNITS % 1 == 0).all()
+        frame = predictions.to_pandas().set_index("prediction_id")
+        summed = rows.to_pandas().assign(attribution=attribution).groupby("prediction_id").attribution.sum()
+        summed = summed.reindex(frame.index, fill_value=0.0)
+        residual = summed - (frame.score - frame.baseline_score)
+        assert np.allclose(residual, frame.completeness_residual, atol=1e-12)
+        worst = max(worst, residual.abs().max())
+        values = [
+            len(e) + len(s)
+            for e, s in zip(source["event_id"].to_pylist(), source["static_id"].to_pylist(), strict=True)
+        ]
+        assert frame.n_values.to_list() == values
+        assert rows.num_rows == sum(values)
+        static = rows.filter(rows["step"].is_null())
+        assert static["minutes"].null_count == static.num_rows == sum(map(len, source["static_id"].to_pylist()))
+        first = [minutes[0] if minutes else None for minutes in source["step_minutes"].to_pylist()]
+        assert predictions["history_minutes"].to_pylist() == first
+    told = residual_summary(stage)
+    assert told["maximum"] == worst <= told["tolerance"]
+    assert told["n_over_tolerance"] == 0
+
+
+def test_a_model_of_another_vocabulary_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    other = prepare(small_run.meds, small_run.labels, tmp_path / "other", PrepareSettings("x", bins=3), INLINE)
+    with pytest.raises(UserError, match="trained on other feature values"):
+        attribute_shards(other.path, small_run.model, tmp_path / "attr", AttributeSettings(), INLINE)
+    assert not (tmp_path / "attr").exists()
+
+
+def test_unfinished_inputs_are_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(small_run.sequences, tmp_path / "sequences")
+    (tmp_path / "sequences" / "entries" / "g0-00000.json").unlink()
+    with pytest.raises(UserError, match="unfinished"):
+        attribute_shards(tmp_path / "sequences", small_run.model, tmp_path / "attr", AttributeSettings(), INLINE)
+    assert not (tmp_path / "attr").exists()

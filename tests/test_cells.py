@@ -1,0 +1,364 @@
+"""Cells and exposure equal a slow replica in every row and column, whatever the workers, memory and order."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import SmallRun
+from replicas.cells import CellKey, ExposureKey, Row, RunReplica, remade
+from whenwhy.errors import UserError
+from whenwhy.schema import ATTRIBUTION_UNITS, CELLS, EXPOSURE, on_grid
+from whenwhy.shards import StageDirectory
+from whenwhy.statistics import aggregate_cells
+from whenwhy.statistics.cells import cells_table, connect, define_at_risk, define_predictions, time_bin_of
+from whenwhy.statistics.time_axis import MOST_BINS, SPANNED, WIDTHS, TimeAxis, readable_axis
+from whenwhy.store import open_store
+
+CELL_KEY = ("target", "split", "class", "stratum", "level", "feature_value_id", "code", "time_bin")
+EXPOSURE_KEY = ("target", "split", "class", "stratum", "time_bin")
+
+
+def keyed(rows: list[Row], names: tuple[str, ...]) -> dict[tuple, Row]:
+    """The rows by their key; each key once."""
+    found = {tuple(row.pop(name) for name in names): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def axis_of(stage: StageDirectory) -> TimeAxis:
+    settings = stage.settings
+    return TimeAxis(settings["time_axis"], settings["width_hours"], settings["n_bins"])
+
+
+def replica_of(attributions: Path, axis: TimeAxis) -> RunReplica:
+    return RunReplica(attributions, axis.width_hours, axis.n_bins)
+
+
+def assert_same(found: dict[tuple, Row], expected: dict[tuple, Row]) -> None:
+    """No row missing, none extra; integers and text exact, floats to 1e-12 of themselves."""
+    assert not set(expected) - set(found), "rows are missing"
+    assert not set(found) - set(expected), "rows are extra"
+    for key, row in expected.items():
+        assert list(row) and set(row) == set(found[key])
+        for name, value in row.items():
+            told = found[key][name]
+            if isinstance(value, float) and math.isfinite(value):
+                assert type(told) is float, (key, name)
+                assert abs(told - value) <= 1e-12 * abs(value), (key, name, told, value)
+            else:
+                assert told == value, (key, name, told, value)
+
+
+def read_all(stage: StageDirectory, table: str) -> pa.Table:
+    entries = [name for name in stage.shards if table in stage.entry(name).files]
+    return pa.concat_tables([stage.read(name, table) for name in entries])
+
+
+@pytest.fixture(scope="module")
+def daily(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> StageDirectory:
+    """The small run's cells by days, made with one worker in a folder of their own."""
+    out = tmp_path_factory.mktemp("daily")
+    return aggregate_cells([small_run.attributions], out, time_bin_hours=24, workers=1)
+
+
+@pytest.fixture(scope="module")
+def replica(small_run: SmallRun, daily: StageDirectory) -> tuple[dict[CellKey, Row], dict[ExposureKey, Row]]:
+    """The replica's cells and exposure by days."""
+    slow = replica_of(small_run.attributions, axis_of(daily))
+    return slow.cells(), slow.exposure()
+
+
+# -- every row and column -----------------------------------------------------------------------------
+
+
+def test_every_cell_equals_the_replica(daily: StageDirectory, replica: tuple) -> None:
+    """All cells of the small run: every level, margin, stratum, time bin and histogram."""
+    table = read_all(daily, "cells")
+    assert table.schema.equals(CELLS)
+    assert_same(keyed(table.to_pylist(), CELL_KEY), replica[0])
+
+
+def test_every_exposure_row_equals_the_replica(daily: StageDirectory, replica: tuple) -> None:
+    """All exposure rows of the small run."""
+    table = read_all(daily, "exposure")
+    assert table.schema.equals(EXPOSURE)
+    assert_same(keyed(table.to_pylist(), EXPOSURE_KEY), replica[1])
+
+
+def test_the_published_store_holds_the_same_cells_and_exposure(small_run: SmallRun, replica: tuple) -> None:
+    """What SQL users read are these very rows."""
+    store = open_store(small_run.store)
+    assert_same(keyed(store.sql("select * from cells").to_pylist(), CELL_KEY), replica[0])
+    assert_same(keyed(store.sql("select * from exposure").to_pylist(), EXPOSURE_KEY), replica[1])
+    store.close()
+
+
+def test_another_width_of_bins_equals_the_replica(small_run: SmallRun, tmp_path: Path) -> None:
+    """Bins of 60 hours: another number of bins, another last one."""
+    stage = aggregate_cells([small_run.attributions], tmp_path, time_bin_hours=60)
+    slow = replica_of(small_run.attributions, axis_of(stage))
+    assert_same(keyed(read_all(stage, "cells").to_pylist(), CELL_KEY), slow.cells())
+    assert_same(keyed(read_all(stage, "exposure").to_pylist(), EXPOSURE_KEY), slow.exposure())
+
+
+def test_the_replica_saw_every_kind_of_row(replica: tuple) -> None:
+    """The small run exercises what the comparison is about: margins, levels, groups, ties, repeated patients."""
+    cells, exposure = replica
+    assert {key[4] for key in cells} == {"value", "code", "group"}
+    assert {key[6] for key in cells if key[4] == "group"} == {"BLOOD", "MEASURED"}
+    assert {key[2] for key in cells} == {"all", "true", "false"} == {key[2] for key in exposure}
+    assert {key[1] for key in cells} == {"train", "tuning", "held_out"}
+    assert {key[3].partition("=")[0] for key in cells} == {"all", "sex", "age_band"}
+    assert any(row["n_predictions"] > row["n_patients"] for row in exposure.values())
+    everybody = exposure["logit", "train", "all", "all", None]
+    assert everybody["n_patients"] > exposure["logit", "train", "all", "all", 0]["n_patients"], "some without steps"
+
+
+def test_classes_and_strata_that_share_patients_do_not_add_up(replica: tuple) -> None:
+    """Margins are rows of their own: patients and squares of the classes are not those of all."""
+    cells, _ = replica
+    whole, true, false = (
+        cells["logit", "train", label, "all", "code", None, "lab", None] for label in ("all", "true", "false")
+    )
+    assert whole["n_events"] == true["n_events"] + false["n_events"]
+    assert whole["sum"] == true["sum"] + false["sum"]
+    assert whole["n_patients"] < true["n_patients"] + false["n_patients"]
+    assert whole["s_nn"] > true["s_nn"] + false["s_nn"]
+
+
+# -- the same whatever the circumstances --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "memory"), [(2, "1GB"), (1, "120MB"), (4, "300MB")])
+def test_workers_and_memory_leave_the_content_hash(
+    small_run: SmallRun, daily: StageDirectory, tmp_path: Path, workers: int, memory: str
+) -> None:
+    """One, two or four workers, and other memory limits, write the same bytes."""
+    again = aggregate_cells([small_run.attributions], tmp_path, time_bin_hours=24, workers=workers, memory_limit=memory)
+    assert again.content_sha256() == daily.content_sha256()
+    assert again.path.name == daily.path.name
+
+
+def test_the_order_of_shards_leaves_the_content_hash(
+    small_run: SmallRun, daily: StageDirectory, tmp_path: Path
+) -> None:
+    """Shards listed backwards give the same cells, and the same run id."""
+    backwards = remade(small_run.attributions, tmp_path / "backwards", shards=lambda names: names[::-1])
+    assert StageDirectory.open(backwards).shards == StageDirectory.open(small_run.attributions).shards[::-1]
+    again = aggregate_cells([backwards], tmp_path / "out", time_bin_hours=24)
+    assert again.content_sha256() == daily.content_sha256()
+
+
+def test_the_order_of_rows_leaves_the_cells(small_run: SmallRun, daily: StageDirectory, tmp_path: Path) -> None:
+    """Rows and predictions shuffled within their shards give the same bytes of cells."""
+    random = np.random.default_rng(3)
+
+    def shuffled(table: pa.Table) -> pa.Table:
+        return table.take(random.permutation(table.num_rows))
+
+    again = aggregate_cells(
+        [remade(small_run.attributions, tmp_path / "shuffled", rows=shuffled, predictions=shuffled)],
+        tmp_path / "out",
+        time_bin_hours=24,
+    )
+    assert again.content_sha256() == daily.content_sha256()
+
+
+def test_a_removed_entry_is_made_again_alone(small_run: SmallRun, daily: StageDirectory, tmp_path: Path) -> None:
+    """Resuming makes what is missing, nothing else, and ends at the same hash."""
+    folder = tmp_path / "cells" / daily.path.name
+    shutil.copytree(daily.path, folder)
+    for name in (daily.shards[0], daily.shards[-1]):
+        (folder / "entries" / f"{name}.json").unlink()
+        for told in daily.entry(name).files.values():
+            (folder / "data" / told["file"]).unlink()
+    kept = {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()}
+    again = aggregate_cells([small_run.attributions], tmp_path, time_bin_hours=24)
+    assert again.path == folder
+    assert again.content_sha256() == daily.content_sha256()
+    assert not again.missing()
+    assert not list(folder.rglob(".tmp*"))
+    assert not (folder / "scratch").exists()
+    after = {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()}
+    assert {name: after[name] for name in kept} == kept
+
+
+def test_the_cells_of_single_shards_add_up_exactly(small_run: SmallRun, daily: StageDirectory, tmp_path: Path) -> None:
+    """A patient lies in one shard, so generations merge: counts and patients add, sums to the last bit."""
+    run, axis = StageDirectory.open(small_run.attributions), axis_of(daily)
+    words = run.read("about", "feature_values").select(["feature_value_id", "code"])
+    merged: dict[tuple, Row] = {}
+    for shard in run.shards:
+        with connect("1GB", tmp_path / "scratch") as db:
+            define_predictions(db, [run.file(shard, "predictions")], axis)
+            define_at_risk(db, axis)
+            table = cells_table(db, [run.file(shard, "attributions")], words, "code", run.run_id, axis)
+        for key, row in keyed(table.to_pylist(), CELL_KEY).items():
+            into = merged.setdefault(
+                key, dict.fromkeys(("n_events", "n_patients", "sum", "sum_abs", "s_ss", "s_s_N"), 0)
+            )
+            for name in into:
+                into[name] += row[name]
+    whole = keyed(read_all(daily, "cells").to_pylist(), CELL_KEY)
+    whole = {key: row for key, row in whole.items() if key[4] != "group"}
+    assert set(whole) == set(merged)
+    for key, row in merged.items():
+        for name in ("n_events", "n_patients", "sum", "sum_abs"):
+            assert row[name] == whole[key][name], (key, name)
+        for name in ("s_ss", "s_s_N"):
+            assert row[name] == pytest.approx(whole[key][name], rel=1e-12)
+
+
+# -- sums on the grid ---------------------------------------------------------------------------------
+
+CONTRIBUTIONS = st.lists(st.floats(-1000, 1000, allow_nan=False), min_size=1, max_size=60)
+
+
+@given(CONTRIBUTIONS, st.randoms(use_true_random=False))
+def test_sums_on_the_grid_do_not_depend_on_order(values: list[float], random) -> None:
+    """Any order and any grouping of partial sums gives the same bits, those of the exact integers."""
+    grid = on_grid(np.array(values)).astype(np.float64)
+    exact = sum(int(value * ATTRIBUTION_UNITS) for value in grid)
+    parts = list(grid)
+    random.shuffle(parts)
+    one_by_one = 0.0
+    for part in parts:
+        one_by_one += part
+    while len(parts) > 1:  # merge any two, as workers or generations may
+        at = random.randrange(len(parts) - 1)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    assert parts[0] == one_by_one == exact / ATTRIBUTION_UNITS
+
+
+@given(st.lists(st.floats(-1e4, 1e4, allow_nan=False), min_size=1))
+def test_the_grid_is_near_and_stays(values: list[float]) -> None:
+    """Rounding moves a contribution by half a unit, or float32's half spacing; a second time by nothing."""
+    grid = on_grid(np.array(values))
+    assert grid.dtype == np.float32
+    allowed = 0.5 / ATTRIBUTION_UNITS + 0.5 * np.spacing(np.abs(grid)).astype(np.float64)
+    assert (np.abs(grid.astype(np.float64) - values) <= allowed).all()
+    assert (on_grid(grid) == grid).all()
+    units = grid.astype(np.float64) * ATTRIBUTION_UNITS
+    assert (units == np.rint(units)).all()
+
+
+# -- time axes ----------------------------------------------------------------------------------------
+
+#: Up to the longest life, in minutes: beyond, no width fits.
+HISTORIES = st.lists(st.integers(0, 115 * 8766 * 60), min_size=1, max_size=200)
+
+
+@given(HISTORIES)
+def test_a_readable_axis_has_few_bins_and_spans_most_histories(minutes: list[int]) -> None:
+    """A width of the list, at most 24 bins, 95 % of the histories within them; no narrower width does."""
+    histories = np.array(minutes)
+    axis = readable_axis(histories)
+    assert axis.width_hours in WIDTHS
+    assert 1 <= axis.n_bins <= MOST_BINS
+    assert (histories < 60 * axis.width_hours * axis.n_bins).mean() >= SPANNED
+    for narrower in (width for width in WIDTHS if width < axis.width_hours):
+        assert (histories < 60 * narrower * MOST_BINS).mean() < SPANNED
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), max_size=60), st.integers(1, 10_000))
+def test_a_given_width_is_kept_and_bins_are_equal_and_gapless(minutes: list[int], width: int) -> None:
+    """Each bin begins where the one before ends; the last is open and somebody reaches it."""
+    axis = readable_axis(np.array(minutes, dtype=np.int64), width)
+    assert axis.width_hours == width
+    at = 0.0
+    for time_bin in range(min(axis.n_bins, 2000)):
+        low, high = axis.bounds(time_bin)
+        assert low == at
+        at = high
+        assert high == (low + width if time_bin < axis.n_bins - 1 else math.inf)
+    if minutes:
+        assert max(minutes) >= 60 * axis.bounds(axis.n_bins - 1)[0]
+
+
+def test_where_no_width_fits_the_widest_is_taken() -> None:
+    """A history longer than the list foresees (a wrong date) still gets an axis."""
+    assert readable_axis(np.array([2**31 - 1])).width_hours == WIDTHS[-1]
+    assert readable_axis(np.array([], dtype=np.int64)) == TimeAxis("before_prediction", 1, 1)
+
+
+@given(st.lists(st.none() | st.integers(0, 5000), min_size=1, max_size=30), st.integers(1, 30), st.integers(1, 6))
+def test_minutes_fall_into_the_bin_whose_bounds_hold_them(minutes: list[int | None], width: int, bins: int) -> None:
+    """low_hours <= hours < high_hours for every bin that SQL computes; no minutes, no bin."""
+    axis = TimeAxis("before_prediction", width, bins)
+    with connect("200MB", Path("unused")) as db:
+        db.register("given", pa.table({"minutes": pa.array(minutes, pa.int32())}))
+        found = db.sql(f"select {time_bin_of('minutes', axis)} as b from given").to_arrow_table()["b"].to_pylist()
+    for at, time_bin in zip(minutes, found, strict=True):
+        assert (at is None) == (time_bin is None)
+        if at is not None:
+            low, high = axis.bounds(time_bin)
+            assert low <= at / 60 < high
+
+
+# -- bad input ----------------------------------------------------------------------------------------
+
+
+def test_a_run_given_twice_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"given twice.*once"):
+        aggregate_cells([small_run.attributions, small_run.attributions], tmp_path)
+
+
+def test_unfinished_attributions_are_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    """The sentence says where, how much is missing, and what to run."""
+    copy = tmp_path / "unfinished"
+    shutil.copytree(small_run.attributions, copy)
+    (copy / "entries" / f"{StageDirectory.open(copy).shards[1]}.json").unlink()
+    with pytest.raises(UserError, match=r"unfinished is unfinished \(1 of 6 .*whenwhy attribute") as told:
+        aggregate_cells([copy], tmp_path / "out")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_runs_of_other_feature_values_are_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    other = remade(
+        small_run.attributions,
+        tmp_path / "other",
+        vocabulary=lambda table: table.slice(0),
+        about={"vocabulary_sha256": "0" * 64},
+        settings={"tolerance": 0.5},
+    )
+    with pytest.raises(UserError, match=r"different feature values.*a store of its own"):
+        aggregate_cells([small_run.attributions, other], tmp_path / "out")
+
+
+def test_a_directory_of_another_stage_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="whenwhy prepare"):
+        aggregate_cells([small_run.sequences], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "said"),
+    [({"time_bin_hours": 0}, "--time-bin-hours"), ({"memory_limit": "a lot"}, "--memory-limit 'a lot'")],
+)
+def test_impossible_settings_are_one_sentence(
+    small_run: SmallRun, tmp_path: Path, given_settings: dict, said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as told:
+        aggregate_cells([small_run.attributions], tmp_path, **given_settings)
+    assert "\n" not in str(told.value)
+
+
+def test_a_damaged_shard_is_refused_by_name(small_run: SmallRun, tmp_path: Path) -> None:
+    """One flipped byte of one data file: the sentence names the file and what to remove."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(small_run.attributions, copy)
+    run = StageDirectory.open(copy)
+    file = copy / "data" / run.entry(run.shards[2]).files["attributions"]["file"]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file.name} is damaged.*{run.shards[2]}\.json"):
+        aggregate_cells([copy], tmp_path / "out", time_bin_hours=24)

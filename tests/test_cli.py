@@ -1,0 +1,317 @@
+"""The command line: each stage alone, one sentence and exit status 2 for bad input, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from conftest import SmallRun
+from whenwhy import __version__
+from whenwhy.attribution import registered_methods
+from whenwhy.cli import app, main
+from whenwhy.events.sources import registered_sources
+from whenwhy.store.queries import named_queries
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def whenwhy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command; gives exit status, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["whenwhy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def one_sentence(told: tuple[int, str, str]) -> str:
+    """The sentence of a refused command: one line, no traceback, nothing on standard output."""
+    status, printed, said = told
+    assert status == 2, told
+    assert printed == ""
+    assert said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+def test_every_stage_alone(small_run: SmallRun, tmp_path: Path, whenwhy: Command) -> None:
+    seq, model, attr, store = (tmp_path / name for name in ("seq", "model", "attr", "store"))
+    status, said, _ = whenwhy(
+        "prepare", small_run.meds, "--labels", small_run.labels, "--strata", "sex,age_band", "--out", seq, "--inline"
+    )
+    assert status == 0
+    assert re.search(r"^Wrote .* \(run [0-9a-f]{16}\): [\d,]+ predictions", said)
+    status, said, _ = whenwhy("train", seq, "--out", model, "--epochs", 1, "--folds", 2, "--inline")
+    assert status == 0
+    assert "held-out AUROC, mean of 2 folds" in said
+    assert "logistic regression" in said
+    status, said, _ = whenwhy("attribute", seq, "--model", model, "--out", attr, "--inline")
+    assert status == 0
+    assert "miss the score difference by" in said
+    status, said, _ = whenwhy("aggregate", attr, "--out", store)
+    assert status == 0
+    assert "Published version" in said
+    status, said, _ = whenwhy("query", store, "feature_timeline", "feature=lab", "--format", "json")
+    assert status == 0
+    assert json.loads(said.splitlines()[0])["n_patients"] >= 11
+    status, said, _ = whenwhy("sql", store, "select count(*) as n from predictions", "--format", "csv")
+    assert (status, said) == (0, f'"n"\n{len(pq.read_table(small_run.labels))}\n')
+    for directory in (small_run.meds, seq, model, attr, store):
+        status, said, _ = whenwhy("info", directory)
+        assert status == 0
+        assert str(directory) in said
+    assert whenwhy("attribute", seq, "--model", model, "--out", attr, "--inline")[2] == ""  # nothing is done twice
+
+
+def test_the_run_id_is_carried_everywhere(small_run: SmallRun, whenwhy: Command) -> None:
+    _, told, _ = whenwhy("info", small_run.attributions)
+    run_id = re.search(r"run id: ([0-9a-f]{16})", told)
+    assert run_id
+    for table in ("attributions", "predictions", "feature_values", "cells", "exposure", "runs"):
+        _, said, _ = whenwhy("sql", small_run.store, f"select distinct run_id from {table}", "--format", "csv")
+        assert said.splitlines()[1:] == [f'"{run_id[1]}"'], table
+
+
+@pytest.mark.parametrize("command", [command.name for command in app.registered_commands])
+def test_every_command_helps(whenwhy: Command, command: str) -> None:
+    status, said, _ = whenwhy(command, "--help")
+    assert status == 0
+    assert "Usage:" in said
+
+
+def test_registers_are_listed_a_line_each(whenwhy: Command) -> None:
+    for what, names in (
+        ("methods", registered_methods()),
+        ("queries", named_queries()),
+        ("sources", registered_sources()),
+    ):
+        status, said, _ = whenwhy("info", what)
+        assert status == 0
+        assert [re.split(r"[:(]", line)[0] for line in said.splitlines()] == sorted(names)
+
+
+def test_the_readme_names_every_command_method_query_and_source() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    commands = [f"whenwhy {command.name}" for command in app.registered_commands]
+    missing = [
+        name
+        for name in [*commands, *registered_methods(), *named_queries(), *registered_sources()]
+        if name not in readme
+    ]
+    assert not missing
+
+
+def test_version(whenwhy: Command) -> None:
+    assert whenwhy("--version") == (0, f"whenwhy {__version__}\n", "")
+
+
+def rewritten(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(file)), file)
+
+
+def renamed(table: pa.Table, old: str, new: str) -> pa.Table:
+    return table.rename_columns([new if name == old else name for name in table.column_names])
+
+
+def recast(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+
+
+def one_class(table: pa.Table) -> pa.Table:
+    return table.filter(table["boolean_value"])
+
+
+def other_outcome(kind: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.drop_columns(["boolean_value"]).append_column(kind, values[: table.num_rows])
+
+
+DATA, LABELS, SPLITS = "data/a/0.parquet", "labels/outcome/0.parquet", "metadata/subject_splits.parquet"
+
+#: What is done to a good data set, and what must be said about it.
+BROKEN = {
+    "no such folder": (None, "does not exist"),
+    "no data": (lambda m: shutil.rmtree(m / "data"), r"no Parquet file below"),
+    "column missing": (
+        lambda m: rewritten(m / DATA, lambda t: renamed(t, "code", "kode")),
+        r"0\.parquet has no column 'code'",
+    ),
+    "time as text": (
+        lambda m: rewritten(m / DATA, lambda t: recast(t, "time", pa.string())),
+        r"0\.parquet: column 'time' is string, not timestamp\[us\]",
+    ),
+    "time with a zone": (
+        lambda m: rewritten(m / DATA, lambda t: recast(t, "time", pa.timestamp("us", "UTC"))),
+        r"column 'time' is timestamp\[us, tz=UTC\]",
+    ),
+    "value as double": (
+        lambda m: rewritten(m / DATA, lambda t: recast(t, "numeric_value", pa.float64())),
+        r"column 'numeric_value' is double, not float",
+    ),
+    "no Parquet": (lambda m: (m / DATA).write_text("subject_id,time\n1,2\n"), r"no readable Parquet file"),
+    "empty file": (lambda m: (m / DATA).write_bytes(b""), r"no readable Parquet file"),
+    "no labels": (lambda m: shutil.rmtree(m / "labels"), r"has no labels"),
+    "labels empty": (lambda m: rewritten(m / LABELS, lambda t: t.slice(0, 0)), "is empty"),
+    "labels of one class": (lambda m: rewritten(m / LABELS, one_class), r"one class only \(all true\)"),
+    "labels twice": (
+        lambda m: rewritten(m / LABELS, lambda t: pa.concat_tables([t, t.slice(0, 3)])),
+        "3 predictions twice",
+    ),
+    "labels without time": (
+        lambda m: rewritten(m / LABELS, lambda t: t.drop_columns(["prediction_time"])),
+        "no column 'prediction_time'",
+    ),
+    "continuous outcome": (
+        lambda m: rewritten(m / LABELS, other_outcome("float_value", pa.array([1.5] * 2000, pa.float32()))),
+        r"continuous or survival outcome is not supported yet",
+    ),
+    "integer outcome": (
+        lambda m: rewritten(m / LABELS, other_outcome("integer_value", pa.array([1] * 2000))),
+        r"integer outcome .* is not supported yet",
+    ),
+    "outcome of several classes": (
+        lambda m: rewritten(m / LABELS, other_outcome("categorical_value", pa.array(["a"] * 2000))),
+        r"several classes is not supported yet",
+    ),
+    "labels of strangers": (
+        lambda m: rewritten(m / LABELS, lambda t: t.set_column(0, "subject_id", pc.add(t["subject_id"], 10_000_000))),
+        r"does not name each labelled patient once",
+    ),
+    "unknown split": (
+        lambda m: rewritten(m / SPLITS, lambda t: t.set_column(1, "split", pa.array(["test"] * t.num_rows))),
+        r"has the split 'test'",
+    ),
+    "patients without a split": (
+        lambda m: rewritten(m / SPLITS, lambda t: t.slice(5)),
+        "does not name each labelled patient once",
+    ),
+    "no training patient": (
+        lambda m: rewritten(m / SPLITS, lambda t: t.set_column(1, "split", pa.array(["tuning"] * t.num_rows))),
+        "no event of a training patient",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_bad_data_gets_a_sentence(small_meds: Path, tmp_path: Path, whenwhy: Command, broken: str) -> None:
+    harm, sentence = BROKEN[broken]
+    meds = tmp_path / "meds"
+    if harm is not None:
+        shutil.copytree(small_meds, meds)
+        harm(meds)
+    said = one_sentence(
+        whenwhy("prepare", meds, "--labels", meds / "labels" / "outcome", "--out", tmp_path / "seq", "--inline")
+    )
+    assert re.search(sentence, said), said
+    assert str(tmp_path) in said  # it names the file or folder
+    assert not (tmp_path / "seq").exists()
+
+
+def test_an_empty_cohort_gets_a_sentence(small_meds: Path, tmp_path: Path, whenwhy: Command) -> None:
+    meds = tmp_path / "meds"
+    shutil.copytree(small_meds, meds)
+    (meds / SPLITS).unlink()  # splits follow by a hash, so strangers are no error of the splits
+    rewritten(meds / LABELS, lambda t: t.set_column(0, "subject_id", pc.add(t["subject_id"], 10_000_000)))
+    said = one_sentence(whenwhy("prepare", meds, "--labels", meds / "labels", "--out", tmp_path / "seq", "--inline"))
+    assert "the cohort is empty" in said
+    assert not (tmp_path / "seq").exists()
+
+
+def test_bad_names_get_the_nearest(small_run: SmallRun, tmp_path: Path, whenwhy: Command) -> None:
+    run, new = small_run, tmp_path / "new"
+    cases = [
+        (("import", "nafl", new), "did you mean 'nafld'"),
+        (("prepare", run.meds, "--labels", run.labels, "--strata", "sx", "--out", new), "did you mean 'sex'"),
+        (("train", run.sequences, "--out", new, "--architecture", "gruu"), "did you mean 'gru'"),
+        (("train", run.meds, "--out", new), "`whenwhy prepare` wrote"),
+        (("train", run.model, "--out", new), "was written by `whenwhy train`"),
+        (
+            ("attribute", run.sequences, "--model", run.model, "--method", "integrated", "--out", new),
+            "'integrated_gradients'",
+        ),
+        (("attribute", run.sequences, "--model", run.sequences, "--out", new), "written by `whenwhy prepare`"),
+        (("attribute", run.sequences, "--model", run.model, "--tolerance", "-1", "--out", new), "tolerance above 0"),
+        (("attribute", tmp_path / "none", "--model", run.model, "--out", new), "there is no"),
+        (("aggregate", run.sequences, "--out", new), "written by `whenwhy prepare`"),
+        (("aggregate", run.attributions, "--memory-limit", "much", "--out", new), "--memory-limit"),
+        (("query", run.store, "feature_timelines", "feature=lab"), "did you mean 'feature_timeline'"),
+        (("query", run.store, "feature_timeline", "feature=labb"), "did you mean 'lab'"),
+        (("query", run.store, "feature_timeline", "featur=lab"), "did you mean 'feature'"),
+        (("query", run.store, "feature_timeline"), "needs feature"),
+        (("query", run.store, "top_features", "class=yes"), "no class 'yes'"),
+        (("query", run.store, "top_features", "top"), "write name=value"),
+        (("query", run.store, "top_features", "--format", "xml"), "table, csv, json"),
+        (("sql", run.store, "select nothing from cells"), "nothing"),
+        (("sql", run.store, "drop table cells"), "one SELECT"),
+        (("sql", run.store, "select 1; select 2"), "one SELECT"),
+        (("sql", run.meds, "select 1"), "is no store"),
+        (("serve", run.meds), "is no store"),
+        (("info", tmp_path / "none"), "does not exist"),
+        (("frobnicate",), "frobnicate"),
+        (("train", run.sequences), "--out"),
+    ]
+    for arguments, sentence in cases:
+        said = one_sentence(whenwhy(*arguments))
+        assert sentence in said, (arguments, said)
+        assert not new.exists(), arguments
+
+
+def test_labels_of_one_class_in_a_split_are_refused(small_run: SmallRun, tmp_path: Path, whenwhy: Command) -> None:
+    """Nothing can be measured on held-out patients who all have the same outcome."""
+    meds = tmp_path / "meds"
+    shutil.copytree(small_run.meds, meds)
+    splits = pq.read_table(meds / SPLITS).to_pandas().set_index("subject_id").split
+    rewritten(
+        meds / LABELS,
+        lambda t: t.filter(
+            pa.array(
+                [
+                    v or splits[s] != "held_out"
+                    for s, v in zip(*(t[c].to_pylist() for c in ("subject_id", "boolean_value")), strict=True)
+                ]
+            )
+        ),
+    )
+    assert whenwhy("prepare", meds, "--labels", meds / "labels", "--out", tmp_path / "seq", "--inline")[0] == 0
+    said = one_sentence(whenwhy("train", tmp_path / "seq", "--out", tmp_path / "model", "--inline"))
+    assert "split 'held_out' has the label 'false'" in said
+
+
+def test_a_full_disk_gets_a_sentence_and_nothing_is_published(small_run: SmallRun, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the system really refuses the write."""
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "from whenwhy.cli import main; main()"
+    )
+    asked = ["attribute", small_run.sequences, "--model", small_run.model, "--out", tmp_path / "attr", "--inline"]
+    told = subprocess.run(
+        [sys.executable, "-c", program, *map(str, asked)], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 2
+    assert "File too large" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert not list((tmp_path / "attr" / "entries").glob("g0-*.json"))
+    assert not list((tmp_path / "attr").rglob(".tmp-*"))
+
+
+def test_debug_shows_the_traceback(small_run: SmallRun) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "whenwhy", "info", "nowhere", "--debug"], capture_output=True, text=True, check=False
+    )
+    assert told.returncode != 0
+    assert "Traceback" in told.stderr

@@ -1,0 +1,561 @@
+"""Each named query's whole answer equals one worked out by brute force from the attribution rows."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import scipy.stats
+
+from conftest import SmallRun
+from replicas.cells import remade
+from whenwhy.errors import UserError
+from whenwhy.schema import TRAIN
+from whenwhy.shards import StageDirectory
+from whenwhy.shipped import shipped
+from whenwhy.statistics import aggregate_cells
+from whenwhy.store import Store, open_store, publish_store
+from whenwhy.store.queries import named_queries
+
+WIDTH_HOURS = 24
+ESTIMATE = ("mean_per_event", "mean_per_event_low", "mean_per_event_high")
+PER_PREDICTION = ("mean_per_prediction", "mean_per_prediction_low", "mean_per_prediction_high")
+
+
+class Truth:
+    """A run's rows and predictions as data frames, and the design's formulas over them, one patient at a time."""
+
+    def __init__(self, path: Path, n_bins: int) -> None:
+        run = StageDirectory.open(path, "attribute")
+        self.run_id, self.n_bins = run.run_id, n_bins
+        self.about = run.settings | run.entry("about").summary | {"code_version": run.manifest["code_version"]}
+        predictions = pa.concat_tables([run.read(name, "predictions") for name in run.shards]).to_pylist()
+        for row in predictions:
+            row["strata"] = {"all", *(f"{name}={value}" for name, value in row["strata"])}
+        self.predictions = pd.DataFrame(predictions)
+        self.words = pd.DataFrame(run.read("about", "feature_values").to_pylist())
+        rows = pa.concat_tables([run.read(name, "attributions") for name in run.shards]).to_pandas()
+        own = ["prediction_id", "subject_id", "split", "label", "strata"]
+        self.rows = rows.merge(self.predictions[own]).merge(self.words[["feature_value_id", "code", "parents"]])
+        self.rows["attribution"] = self.rows["attribution"].astype(np.float64)
+        self.rows["bin"] = (self.rows["minutes"] // (60 * WIDTH_HOURS)).clip(upper=n_bins - 1)
+
+    def of_cohort(self, frame: pd.DataFrame, asked: dict[str, Any]) -> pd.DataFrame:
+        """The rows of a split, class and stratum, as a query's arguments name them."""
+        label, stratum = asked.get("class", "all"), asked.get("stratum", "all")
+        keep = frame["split"] == asked.get("split", "held_out")
+        if label != "all":
+            keep &= frame["label"] == label
+        return frame[keep & frame["strata"].map(lambda strata: stratum in strata)]
+
+    def at_risk(self, asked: dict[str, Any], time_bin: int | None) -> pd.DataFrame:
+        """The predictions whose history reaches back to the bin; all of them for all time."""
+        found = self.of_cohort(self.predictions, asked)
+        return found if time_bin is None else found[found["history_minutes"] >= 60 * WIDTH_HOURS * time_bin]
+
+    def of_feature(self, feature: str, level: str) -> pd.DataFrame:
+        if level == "group":
+            return self.rows[self.rows["parents"].map(lambda groups: feature in groups)]
+        return self.rows[self.rows["code"] == feature]
+
+    def estimate(self, rows: pd.DataFrame, asked: dict[str, Any], time_bin: int | None) -> dict[str, Any]:
+        """Counts, both means and their intervals, of rows of one cell."""
+        found: dict[str, Any] = {"n_events": len(rows), "n_patients": rows["subject_id"].nunique()}
+        by_patient = rows.groupby("subject_id")["attribution"]
+        s, n = by_patient.sum(), by_patient.size()
+        effective = n.sum() ** 2 / (n**2).sum()
+        t = scipy.stats.t.ppf(0.975, effective - 1) if effective >= 30 else math.nan
+
+        mean = s.sum() / n.sum()
+        patients = len(n)
+        variance = ((s - mean * n) ** 2).sum() / n.sum() ** 2 * patients / max(1, patients - 1)
+        found |= zip(ESTIMATE, (mean, mean - t * variance**0.5, mean + t * variance**0.5), strict=True)
+
+        risk = self.at_risk(asked, time_bin)
+        at = risk.groupby("subject_id").size()
+        s_of_all = s.reindex(at.index, fill_value=0.0)
+        assert s.index.isin(at.index).all(), "who has an event in a bin was under observation then"
+        mu = s.sum() / at.sum()
+        variance_mu = ((s_of_all - mu * at) ** 2).sum() / at.sum() ** 2 * len(at) / max(1, len(at) - 1)
+        found |= zip(PER_PREDICTION, (mu, mu - t * variance_mu**0.5, mu + t * variance_mu**0.5), strict=True)
+        found["mean_abs_per_prediction"] = rows["attribution"].abs().sum() / len(risk)
+        found["n_at_risk"] = len(risk)
+        found["effective"], found["variance_per_prediction"] = effective, variance_mu
+        return found
+
+    def bounds(self, time_bin: int) -> dict[str, float]:
+        high = math.inf if time_bin == self.n_bins - 1 else WIDTH_HOURS * (time_bin + 1.0)
+        return {"time_bin": time_bin, "low_hours": WIDTH_HOURS * float(time_bin), "high_hours": high}
+
+    def features(self, asked: dict[str, Any], level: str) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+        """What names each feature of a level, and its rows of the cohort."""
+        rows = self.of_cohort(self.rows, asked)
+        if level == "group":
+            rows = rows.explode("parents").dropna(subset=["parents"])
+            return [({"code": name, "feature_value_id": None}, part) for name, part in rows.groupby("parents")]
+        if level == "code":
+            return [({"code": name, "feature_value_id": None}, part) for name, part in rows.groupby("code")]
+        parts = rows.groupby(["code", "feature_value_id"])
+        return [({"code": name, "feature_value_id": number}, part) for (name, number), part in parts]
+
+    def word(self, code: str, number: int | None) -> dict[str, Any]:
+        """Description, unit, bin and edges as people see them; a code has no edges, a group no description."""
+        words = self.words[self.words["code"] == code]
+        if words.empty:
+            return dict.fromkeys(("description", "unit", "bin", "low", "high"))
+        told = words.iloc[0] if number is None else words[words["feature_value_id"] == number].iloc[0]
+        edges = {name: None if number is None or pd.isna(told[name]) else told[name] for name in ("bin", "low", "high")}
+        return {"description": told["description"], "unit": told["unit"], **edges}
+
+
+# -- the answers, by brute force ----------------------------------------------------------------------
+
+
+def enough(asked: dict[str, Any], patients: int) -> bool:
+    return patients >= int(asked.get("min_patients", 11))
+
+
+def top_features(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ranked by the sum of |contribution| over the number of predictions at risk; ties by code, then value."""
+    found = []
+    for name, rows in truth.features(asked, asked.get("level", "code")):
+        cell = truth.estimate(rows, asked, None)
+        if enough(asked, cell["n_patients"]):
+            word = truth.word(name["code"], name["feature_value_id"])
+            found.append(name | {key: word[key] for key in ("description", "unit", "low", "high")} | cell)
+    found.sort(key=lambda row: (-row["mean_abs_per_prediction"], row["code"], row["feature_value_id"] or 0))
+    found = found[: int(asked.get("top", 20))]
+    columns = ("code", "feature_value_id", "description", "unit", "low", "high", "n_patients", "n_events")
+    columns = (*columns, "mean_abs_per_prediction", *ESTIMATE)
+    return [{"rank": rank} | {key: row[key] for key in columns} for rank, row in enumerate(found, 1)]
+
+
+def feature_timeline(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a bin in which enough patients have the feature."""
+    rows = truth.of_cohort(truth.of_feature(asked["feature"], asked.get("level", "code")), asked)
+    found = []
+    for time_bin in range(truth.n_bins):
+        here = rows[rows["bin"] == time_bin]
+        if len(here) and enough(asked, here["subject_id"].nunique()):
+            cell = truth.estimate(here, asked, time_bin)
+            columns = ("n_at_risk", "n_patients", "n_events", *ESTIMATE, *PER_PREDICTION)
+            found.append(truth.bounds(time_bin) | {key: cell[key] for key in columns})
+    return found
+
+
+def _values(truth: Truth, asked: dict[str, Any]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    rows = truth.of_cohort(truth.of_feature(asked["feature"], "code"), asked)
+    found = []
+    for number, part in rows.groupby("feature_value_id"):
+        word = truth.word(asked["feature"], number)
+        found.append(({"feature_value_id": number} | {key: word[key] for key in ("bin", "low", "high", "unit")}, part))
+    return sorted(found, key=lambda pair: -1 if pair[0]["bin"] is None else pair[0]["bin"])
+
+
+def value_effect(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a range of values, those without a number first."""
+    found = []
+    for name, rows in _values(truth, asked):
+        cell = truth.estimate(rows, asked, None)
+        if enough(asked, cell["n_patients"]):
+            found.append(name | {key: cell[key] for key in ("n_patients", "n_events", *ESTIMATE)})
+    return found
+
+
+def feature_heatmap(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a range of values and a bin of time."""
+    found = []
+    for name, rows in _values(truth, asked):
+        for time_bin in range(truth.n_bins):
+            here = rows[rows["bin"] == time_bin]
+            if len(here) and enough(asked, here["subject_id"].nunique()):
+                cell = truth.estimate(here, asked, time_bin)
+                told = {key: cell[key] for key in ("n_patients", "n_events", *ESTIMATE)}
+                found.append(name | truth.bounds(time_bin) | told)
+    return found
+
+
+def number_at_risk(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a bin, and one for everybody."""
+    found = []
+    for time_bin in [*range(truth.n_bins), None]:
+        risk = truth.at_risk(asked, time_bin)
+        bounds = {"time_bin": None, "low_hours": None, "high_hours": None}
+        if time_bin is not None:
+            bounds = truth.bounds(time_bin)
+        counts = {"n_patients": risk["subject_id"].nunique(), "n_predictions": len(risk)}
+        if counts["n_patients"] and enough(asked, counts["n_patients"]):
+            found.append(bounds | counts)
+    return found
+
+
+def class_comparison(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Differences of the means per prediction at risk; Welch's interval where no patient is in both classes."""
+    cohorts = [
+        asked | {"class": asked.get(name, default)} for name, default in (("class_a", "true"), ("class_b", "false"))
+    ]
+    people = [set(truth.at_risk(cohort, None)["subject_id"]) for cohort in cohorts]
+    level = asked.get("level", "code")
+    sides = []
+    for cohort in cohorts:
+        cells = [(name, truth.estimate(rows, cohort, None)) for name, rows in truth.features(cohort, level)]
+        sides.append({(name["code"], name["feature_value_id"]): cell for name, cell in cells})
+    found = []
+    for key in set(sides[0]) & set(sides[1]):
+        a, b = sides[0][key], sides[1][key]
+        if not (enough(asked, a["n_patients"]) and enough(asked, b["n_patients"])):
+            continue
+        difference = a["mean_per_prediction"] - b["mean_per_prediction"]
+        va, vb = a["variance_per_prediction"], b["variance_per_prediction"]
+        half = math.nan
+        if not people[0] & people[1] and min(a["effective"], b["effective"]) >= 30:
+            degrees = (va + vb) ** 2 / (va**2 / (a["effective"] - 1) + vb**2 / (b["effective"] - 1))
+            half = scipy.stats.t.ppf(0.975, degrees) * (va + vb) ** 0.5
+        found.append(
+            {
+                "code": key[0],
+                "feature_value_id": key[1],
+                "description": truth.word(*key)["description"],
+                "n_patients_a": a["n_patients"],
+                "n_patients_b": b["n_patients"],
+                "mean_a": a["mean_per_prediction"],
+                "mean_b": b["mean_per_prediction"],
+                "difference": difference,
+                "difference_low": difference - half,
+                "difference_high": difference + half,
+            }
+        )
+    found.sort(key=lambda row: (-abs(row["difference"]), row["code"], row["feature_value_id"] or 0))
+    return [{"rank": rank} | row for rank, row in enumerate(found[: int(asked.get("top", 20))], 1)]
+
+
+def feature_summary(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The feature's row of the ranking, without its rank; none where too few patients have it."""
+    level = asked.get("level", "code")
+    ranked = top_features(truth, {"top": 10**6} | asked)
+    columns = ("code", "description", "unit", "n_patients", "n_events", "mean_abs_per_prediction", *ESTIMATE)
+    assert level != "value"
+    return [{key: row[key] for key in columns} for row in ranked if row["code"] == asked["feature"]]
+
+
+def feature_bins(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every range of a feature's numbers, in order."""
+    found = []
+    for number in truth.words.loc[truth.words["code"] == asked["feature"], "feature_value_id"]:
+        word = truth.word(asked["feature"], number)
+        columns = ("bin", "low", "high", "unit", "description")
+        found.append({"feature_value_id": number} | {key: word[key] for key in columns})
+    return sorted(found, key=lambda row: -1 if row["bin"] is None else row["bin"])
+
+
+def features(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every code that some prediction recorded, by name."""
+    found = []
+    for code, words in truth.words[truth.words["code"].isin(truth.rows["code"])].groupby("code"):
+        word = truth.word(code, None)
+        found.append({"code": code, "description": word["description"], "unit": word["unit"], "n_values": len(words)})
+    return found
+
+
+def time_bins(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The bins of the axis that anybody's history reaches."""
+    reached = truth.predictions["history_minutes"].max() // (60 * WIDTH_HOURS)
+    return [truth.bounds(time_bin) for time_bin in range(truth.n_bins) if time_bin <= reached]
+
+
+def cohorts(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every split, class and stratum of somebody with a recorded value, and how many are in it."""
+    found = []
+    strata = sorted(set().union(*truth.predictions["strata"]))
+    for split in sorted(set(truth.predictions["split"])):
+        for label in ("all", "false", "true"):
+            for stratum in strata:
+                cohort = {"split": split, "class": label, "stratum": stratum}
+                if len(truth.of_cohort(truth.rows, cohort)):
+                    risk = truth.at_risk(cohort, None)
+                    counts = {"n_patients": risk["subject_id"].nunique(), "n_predictions": len(risk)}
+                    found.append(cohort | counts)
+    return found
+
+
+def runs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """How the run came to be, its residuals and its model's measurements."""
+    by_prediction = truth.rows.groupby("prediction_id")["attribution"].sum()
+    told = truth.predictions.set_index("prediction_id")
+    residual = (by_prediction.reindex(told.index, fill_value=0.0) - (told["score"] - told["baseline_score"])).abs()
+    assert np.allclose(residual, told["completeness_residual"].abs(), rtol=0, atol=1e-12)
+    return [
+        {
+            "run_id": truth.run_id,
+            **{key: truth.about[key] for key in ("outcome", "method", "baseline", "target")},
+            "n_predictions": len(told),
+            "tolerance": truth.about["tolerance"],
+            "residual_median": told["completeness_residual"].abs().median(),
+            "residual_maximum": told["completeness_residual"].abs().max(),
+            "n_over_tolerance": int((residual > truth.about["tolerance"]).sum()),
+            "auroc": truth.about["quality"]["auroc"],
+            "reference_auroc": truth.about["quality"]["logistic_regression_auroc"],
+            "code_version": truth.about["code_version"],
+        }
+    ]
+
+
+#: The registry: each query, its brute force, and what it is asked. A query without an entry fails below.
+WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]], list[dict[str, Any]]]] = {
+    "top_features": (
+        top_features,
+        [
+            {},
+            {"level": "value", "top": 7},
+            {"level": "value", "split": TRAIN, "top": 100},
+            {"level": "group", "class": "true"},
+            {"class": "false", "stratum": "sex=F", "split": TRAIN},
+            {"stratum": "age_band=60-69", "split": TRAIN, "min_patients": 1},
+            {"split": "tuning", "level": "value", "min_patients": 1, "top": 100},
+        ],
+    ),
+    "feature_timeline": (
+        feature_timeline,
+        [
+            {"feature": "lab"},
+            {"feature": "drug", "split": TRAIN, "class": "true"},
+            {"feature": "MEASURED", "level": "group", "split": TRAIN},
+            {"feature": "BLOOD", "level": "group", "stratum": "sex=M", "min_patients": 1},
+            {"feature": "mixed", "split": "tuning", "class": "false", "min_patients": 1},
+            {"feature": "size"},
+        ],
+    ),
+    "value_effect": (
+        value_effect,
+        [
+            {"feature": "lab"},
+            {"feature": "mixed", "split": TRAIN},
+            {"feature": "count", "class": "true", "split": TRAIN},
+            {"feature": "AGE", "min_patients": 1, "stratum": "sex=F"},
+            {"feature": "tied", "split": TRAIN, "stratum": "sex=M", "min_patients": 30},
+            {"feature": "SEX//F", "split": "tuning"},
+        ],
+    ),
+    "feature_heatmap": (
+        feature_heatmap,
+        [
+            {"feature": "lab"},
+            {"feature": "lab", "split": TRAIN, "class": "false"},
+            {"feature": "mixed", "split": TRAIN, "min_patients": 2},
+            {"feature": "drug", "split": TRAIN, "stratum": "sex=F", "min_patients": 1},
+        ],
+    ),
+    "number_at_risk": (
+        number_at_risk,
+        [
+            {},
+            {"class": "true"},
+            {"split": TRAIN, "stratum": "age_band=60-69", "min_patients": 1},
+            {"split": "tuning", "class": "false", "stratum": "sex=M", "min_patients": 3},
+        ],
+    ),
+    "class_comparison": (
+        class_comparison,
+        [
+            {},
+            {"split": TRAIN, "level": "value", "top": 100},
+            {"split": TRAIN, "class_a": "false", "class_b": "true", "level": "group"},
+            {"split": TRAIN, "stratum": "sex=F", "min_patients": 1, "top": 3},
+            {"split": "tuning", "class_a": "all", "class_b": "true"},
+        ],
+    ),
+    "feature_summary": (
+        feature_summary,
+        [
+            {"feature": "lab"},
+            {"feature": "drug", "split": TRAIN, "class": "true", "stratum": "sex=F"},
+            {"feature": "MEASURED", "level": "group", "split": TRAIN},
+            {"feature": "size", "split": "tuning", "stratum": "age_band=60-69"},
+            {"feature": "size", "split": "tuning", "stratum": "age_band=60-69", "min_patients": 1},
+        ],
+    ),
+    "feature_bins": (feature_bins, [{"feature": "lab"}, {"feature": "mixed"}, {"feature": "drug"}, {"feature": "AGE"}]),
+    "features": (features, [{}]),
+    "time_bins": (time_bins, [{}]),
+    "cohorts": (cohorts, [{}]),
+    "runs": (runs, [{}]),
+}
+CASES = [
+    pytest.param(name, asked, id=f"{name}-{'-'.join(map(str, asked.values())) or 'defaults'}")
+    for name, (_, several) in WORKED.items()
+    for asked in several
+]
+
+
+@pytest.fixture(scope="module")
+def two_runs(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Truth]]:
+    """A store of two runs: the small one, and one in which a patient has a single class and contributions differ."""
+    folder = tmp_path_factory.mktemp("two")
+
+    def one_class_a_patient(table: pa.Table) -> pa.Table:
+        labels = pa.array(np.where(table["subject_id"].to_numpy() // 6 % 2 == 0, "true", "false"), pa.string())
+        return table.set_column(table.column_names.index("label"), "label", labels)
+
+    def doubled_and_turned(table: pa.Table) -> pa.Table:
+        at = table.column_names.index("attribution")
+        return table.set_column(at, "attribution", pc.multiply(table["attribution"], pa.scalar(-2.0, pa.float32())))
+
+    other = remade(
+        small_run.attributions,
+        folder / "other",
+        predictions=one_class_a_patient,
+        rows=doubled_and_turned,
+        settings={"tolerance": 0.5},
+    )
+    paths = [small_run.attributions, other]
+    cells = aggregate_cells(paths, folder / "store", time_bin_hours=WIDTH_HOURS)
+    publish_store(folder / "store", cells, paths)
+    n_bins = cells.settings["n_bins"]
+    return open_store(folder / "store"), {"small": Truth(paths[0], n_bins), "one class a patient": Truth(other, n_bins)}
+
+
+@pytest.fixture(scope="module")
+def small_store(small_run: SmallRun) -> Store:
+    return open_store(small_run.store)
+
+
+@pytest.fixture(scope="module")
+def small_truth(small_run: SmallRun, small_store: Store) -> Truth:
+    bins = small_store.sql("select max(time_bin) + 1 as n from exposure")["n"][0].as_py()
+    return Truth(small_run.attributions, bins)
+
+
+def assert_answers(found: pa.Table, expected: list[dict[str, Any]]) -> None:
+    """The whole answer: columns, rows and their order; counts and names exact, numbers to 1e-9, bounds to 1e-6."""
+    assert found.num_rows == len(expected)
+    if expected:
+        assert found.column_names == list(expected[0])
+    for at, (row, truth) in enumerate(zip(found.to_pylist(), expected, strict=True)):
+        for name, value in truth.items():
+            told = row[name]
+            if value is None or (isinstance(value, float) and math.isnan(value)):
+                assert told is None, (at, name, told)
+            elif isinstance(value, float) and name not in ("low", "high", "low_hours", "high_hours"):
+                bound = name.endswith(("_low", "_high"))
+                scale = abs(truth[name.removesuffix("_low").removesuffix("_high")] - value) if bound else 0.0
+                assert math.isclose(told, value, rel_tol=1e-9, abs_tol=1e-6 * scale), (at, name, told, value)
+            else:
+                assert told == value, (at, name, told, value)
+
+
+@pytest.mark.parametrize(("query", "asked"), CASES)
+def test_a_query_answers_what_brute_force_finds(
+    query: str, asked: dict[str, Any], small_store: Store, small_truth: Truth
+) -> None:
+    """On the small run's store, whose patients are in several classes."""
+    assert_answers(small_store.ask(query, **asked), WORKED[query][0](small_truth, asked))
+
+
+@pytest.mark.parametrize("run", ["small", "one class a patient"])
+@pytest.mark.parametrize(("query", "asked"), [case for case in CASES if case.values[0] != "runs"])
+def test_a_run_of_several_is_answered_alone(
+    query: str, asked: dict[str, Any], run: str, two_runs: tuple[Store, dict[str, Truth]]
+) -> None:
+    """In a store of two runs each is its own; class comparisons have intervals where classes share no patient."""
+    store, truths = two_runs
+    truth = truths[run]
+    assert_answers(store.ask(query, run=truth.run_id, **asked), WORKED[query][0](truth, asked))
+
+
+def test_without_a_run_the_first_is_meant(two_runs: tuple[Store, dict[str, Truth]]) -> None:
+    """As the comments say: the store's first run."""
+    store, truths = two_runs
+    first = min(truths.values(), key=lambda truth: truth.run_id)
+    for name, (_, several) in WORKED.items():
+        asked = several[0]
+        if name == "runs":
+            assert store.ask(name)["run_id"].to_pylist() == sorted(truth.run_id for truth in truths.values())
+            continue
+        assert store.ask(name, **asked).equals(store.ask(name, run=first.run_id, **asked))
+
+
+def test_the_worked_examples_cover_what_can_go_wrong(
+    small_store: Store, two_runs: tuple[Store, dict[str, Truth]]
+) -> None:
+    """Some intervals are there and some are not, on both sides of 30 effective patients, for every estimate."""
+    for name in ("feature_timeline", "value_effect", "feature_heatmap", "top_features"):
+        with_interval, without = 0, 0
+        for asked in WORKED[name][1]:
+            nulls = small_store.ask(name, **asked)["mean_per_event_low"].is_null().to_pylist()
+            with_interval, without = with_interval + nulls.count(False), without + nulls.count(True)
+        assert with_interval, name
+        assert without, name
+    store, truths = two_runs
+    run = truths["one class a patient"].run_id
+    compared = store.ask("class_comparison", run=run, split=TRAIN, level="code", top=100)
+    assert compared["difference_low"].null_count < compared.num_rows
+    shared = small_store.ask("class_comparison", split=TRAIN)
+    assert shared["difference_low"].null_count == shared.num_rows > 0
+
+
+# -- the files themselves -----------------------------------------------------------------------------
+
+
+@cache
+def example_of(name: str) -> list[str]:
+    """The words after `whenwhy query STORE` of the file's one Example line."""
+    lines = [line for line in named_queries()[name].comment.splitlines() if line.startswith("Example: ")]
+    assert len(lines) == 1, f"queries/{name}.sql needs one line `-- Example: whenwhy query STORE {name} ...`"
+    words = shlex.split(lines[0].removeprefix("Example: "))
+    assert words[:4] == ["whenwhy", "query", "STORE", name]
+    return words[4:]
+
+
+def test_every_query_file_has_a_worked_example() -> None:
+    """A new file in queries/ needs an entry in WORKED."""
+    files = {file.stem for file in shipped("queries").glob("*.sql")}
+    assert files == set(named_queries()) == set(WORKED)
+    for name, (_, several) in WORKED.items():
+        asked = set().union(*several) | {"run"}
+        assert asked >= set(named_queries()[name].parameters), f"no worked example of {name} uses all its arguments"
+
+
+@pytest.mark.parametrize("name", sorted(WORKED))
+def test_the_example_of_a_query_runs(name: str, small_store: Store) -> None:
+    """The Example line is an answer here too, with a feature that this cohort has."""
+    arguments = dict(word.split("=", 1) for word in example_of(name))
+    if "feature" in arguments:
+        with pytest.raises(UserError, match=f"no feature '{arguments['feature']}'"):
+            small_store.ask(name, **arguments)
+        arguments["feature"] = "lab"
+    assert small_store.ask(name, **arguments).num_rows > 0
+
+
+@pytest.mark.parametrize("name", sorted(WORKED))
+def test_a_query_file_is_one_comment_and_one_macro(name: str) -> None:
+    """The comment names every argument; the statement defines the one macro of the file's name."""
+    query = named_queries()[name]
+    assert query.purpose
+    statements = [part for part in re.sub(r"^--.*$", "", query.sql, flags=re.MULTILINE).split(";") if part.strip()]
+    assert len(statements) == 1
+    assert statements[0].strip().startswith(f"create or replace temp macro {name}(")
+    told = query.comment.partition("Arguments:")[2]
+    for argument in query.parameters:
+        assert re.search(rf"\b{argument}\b", told), f"{name} does not say what {argument} is"
+
+
+# -- Student's t --------------------------------------------------------------------------------------
+
+
+def test_student_t_agrees_with_scipy(small_store: Store) -> None:
+    """Within 1e-6 for 29 to a million degrees, whole and broken; no better is claimed below."""
+    degrees = np.concatenate([np.arange(29, 400), np.geomspace(29, 1e6, 400)])
+    listed = ", ".join(f"({value!r}::double)" for value in degrees.tolist())
+    answer = small_store.sql(f"select d, student_t_975(d) as t from (values {listed}) given(d)")
+    expected = scipy.stats.t.ppf(0.975, answer["d"].to_numpy())
+    assert np.abs(answer["t"].to_numpy() - expected).max() < 1e-6
