@@ -113,7 +113,7 @@ def test_a_local_ray_answers_nobody_without_its_token(tmp_path: Path) -> None:
             stderr=subprocess.DEVNULL,
             text=True,
             env=stranger | mode,
-        )  # fmt: skip
+        )
         for mode in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
     ]
     for process in running:

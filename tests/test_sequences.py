@@ -20,9 +20,10 @@ from conftest import INLINE, SmallRun
 from replicas.sequences import feature_value, read_cohort, record_of
 from whenwhy.errors import UserError
 from whenwhy.events.feature_values import Vocabulary, bin_edges
+from whenwhy.events.known_events import shard_of
 from whenwhy.events.sequence_batch import EVENTS as EVENT_STREAM
 from whenwhy.events.sequence_batch import STATIC, Sequences
-from whenwhy.events.sequences import TABLE, VOCABULARY, PrepareSettings, prepare, shard_of
+from whenwhy.events.sequences import TABLE, VOCABULARY, PrepareSettings, prepare
 from whenwhy.models.training import load_sequences
 from whenwhy.shards import StageDirectory
 

@@ -61,6 +61,12 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
+    def expect(self, total: int) -> None:
+        """There will be `total` entries, as is known only now."""
+        self.total = total
+        if self.bar:
+            self.bar.update(self.task, total=total)
+
     def advance(self, name: str, amount: int) -> None:
         """One more entry is finished, with `amount` units of work."""
         self.finished += 1

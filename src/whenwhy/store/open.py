@@ -21,6 +21,8 @@ Role = Literal["analyst", "viewer"]
 KNOWN_VALUES = {
     "feature": "select distinct code from cells",
     "class": "select distinct class from cells",
+    "class_a": "select distinct class from cells",
+    "class_b": "select distinct class from cells",
     "stratum": "select distinct stratum from cells",
     "split": "select distinct split from cells",
     "level": "select distinct level from cells",

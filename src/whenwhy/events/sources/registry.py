@@ -10,34 +10,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from whenwhy.engine import Progress
 from whenwhy.errors import UserError, unknown_name
+
+#: Writes a data set into a folder, and tells progress how many files there will be and when each is done.
+Write = Callable[[Path, Progress], None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A named source. `write(folder)` writes a whole MEDS data set with its labels into an empty folder."""
+    """A named source. `write(folder, progress)` writes a whole MEDS data set with its labels into an empty folder."""
 
     name: str
     describes: str
-    write: Callable[[Path], None]
+    write: Write
 
 
 _SOURCES: dict[str, Source] = {}
 
 
-def source(name: str, describes: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+def source(name: str, describes: str) -> Callable[[Write], Write]:
     """Registers the decorated function as a source.
 
     Example:
         >>> @source("nobody", "an empty cohort")
-        ... def nobody(folder: Path) -> None:
+        ... def nobody(folder: Path, progress: Progress) -> None:
         ...     pass
         >>> registered_sources()["nobody"].describes
         'an empty cohort'
         >>> del _SOURCES["nobody"]
     """
 
-    def register(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    def register(write: Write) -> Write:
         _SOURCES[name] = Source(name, describes, write)
         return write
 
@@ -71,7 +75,8 @@ def import_source(name: str, out: Path) -> bool:
     beside = out.parent / f".{out.name}-{uuid.uuid4().hex}"
     beside.mkdir(parents=True)
     try:
-        known[name].write(beside)
+        with Progress("import", total=1, unit="events") as progress:
+            known[name].write(beside, progress)
         if out.exists():
             out.rmdir()
         beside.rename(out)
