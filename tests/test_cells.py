@@ -47,7 +47,7 @@ def assert_same(found: dict[tuple, Row], expected: dict[tuple, Row]) -> None:
     assert not set(expected) - set(found), "rows are missing"
     assert not set(found) - set(expected), "rows are extra"
     for key, row in expected.items():
-        assert list(row) and set(row) == set(found[key])
+        assert set(row) == set(found[key])
         for name, value in row.items():
             told = found[key][name]
             if isinstance(value, float) and math.isfinite(value):

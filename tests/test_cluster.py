@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from conftest import SmallRun
-
 from whenwhy.shards import StageDirectory
 from whenwhy.store import open_store
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import INLINE, SmallRun
 from sklearn.metrics import roc_auc_score
 
+from conftest import INLINE, SmallRun
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
@@ -44,12 +44,19 @@ def test_what_ships_is_what_was_measured(small_run: SmallRun, sequences: Sequenc
     model = load_model(stage)
     rows = np.flatnonzero(sequences.column("split") == HELD_OUT)
     with torch.no_grad():
-        score = torch.cat([model.score(model.embed(b), b.lengths) for b in (sequences.batch(rows[i : i + 1]) for i in range(len(rows)))])
+        score = torch.cat(
+            [
+                model.score(model.embed(b), b.lengths)
+                for b in (sequences.batch(rows[i : i + 1]) for i in range(len(rows)))
+            ]
+        )
     told = stage.read("fold-1", "predictions")
     assert told["subject_id"].to_pylist() == sequences.column("subject_id")[rows].tolist()
     assert np.allclose(torch.sigmoid(score).numpy(), told["probability"].to_numpy(), atol=1e-6)
     positive = sequences.column("label")[rows] == "true"
-    assert stage.entry("fold-1").summary["auroc"] == pytest.approx(roc_auc_score(positive, told["probability"].to_numpy()))
+    assert stage.entry("fold-1").summary["auroc"] == pytest.approx(
+        roc_auc_score(positive, told["probability"].to_numpy())
+    )
 
 
 def test_training_again_gives_the_same_model(small_run: SmallRun, tmp_path: Path) -> None:

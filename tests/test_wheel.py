@@ -33,7 +33,7 @@ def test_every_query_and_page_is_in_the_wheel(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in inside)
 
 
-def test_the_wheel_works_without_the_repository(wheel: Path, small_run, tmp_path: Path) -> None:  # noqa: ANN001
+def test_the_wheel_works_without_the_repository(wheel: Path, small_run, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"

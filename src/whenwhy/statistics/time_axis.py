@@ -16,7 +16,7 @@ HOUR, DAY, YEAR = 1, 24, 8766  # a year is 365.25 days
 WIDTHS = (1, 2, 3, 6, 12, DAY, 2 * DAY, 7 * DAY, 14 * DAY, 30 * DAY, 90 * DAY, 180 * DAY, YEAR, 2 * YEAR, 5 * YEAR)
 MOST_BINS = 24
 
-#: The share of histories that the bins before the last, open one should span.
+#: The share of histories that begin within the bins' widths; the last bin is open and takes the rest.
 SPANNED = 0.95
 
 
@@ -53,4 +53,8 @@ def readable_axis(history_minutes: np.ndarray, width_hours: int | None = None) -
     span = float(np.quantile(history_minutes, SPANNED, method="higher")) / 60 if len(history_minutes) else 0.0
     fitting = [width for width in WIDTHS if span < width * MOST_BINS]
     width = width_hours or (fitting[0] if fitting else WIDTHS[-1])
-    return TimeAxis(BEFORE_PREDICTION, width, max(1, math.floor(span / width) + 1))
+    return TimeAxis(
+        BEFORE_PREDICTION,
+        width,
+        min(MOST_BINS, math.floor(span / width) + 1) if width_hours is None else math.floor(span / width) + 1,
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ Role = Literal["analyst", "viewer"]
 
 #: What an argument of this name may be, so that an unknown one is answered with the nearest known.
 KNOWN_VALUES = {
-    "feature": "select distinct code from cells",
+    "feature": "select distinct code from cells where level = $level",
     "class": "select distinct class from cells",
     "class_a": "select distinct class from cells",
     "class_b": "select distinct class from cells",
@@ -46,13 +48,17 @@ class Store:
                 read_only=True,
                 config={
                     "memory_limit": memory_limit,
-                    "enable_external_access": "false",
+                    "temp_directory": _scratch(),
                     "autoinstall_known_extensions": "false",
                     # A name in a query never means a variable of this process.
                     "python_enable_replacements": "false",
-                    "lock_configuration": "true",
                 },
             )
+            # Last, since the scratch folder cannot be named once nothing outside may be touched.
+            # One process shares one instance of a file, so an earlier opening may have done it.
+            if not self._database.execute("select current_setting('lock_configuration')").fetchall()[0][0]:
+                self._database.execute("set enable_external_access = false")
+                self._database.execute("set lock_configuration = true")
             newest = self._database.execute("select max(format_version) from runs").fetchall()[0][0]
         except duckdb.Error as error:
             raise UserError(f"{file} cannot be read ({_first_line(error)}): run `whenwhy aggregate` again.") from None
@@ -81,7 +87,7 @@ class Store:
             raise UserError(f"A store answers one SELECT and nothing else (this is {said}): write one SELECT.")
         try:
             return connection.sql(text, params=arguments or None).to_arrow_table()
-        except duckdb.Error as error:
+        except (duckdb.Error, pa.ArrowException, OverflowError) as error:
             raise UserError(f"The store {self.path} cannot answer this: {_first_line(error)}") from None
 
     def ask(self, query: str, **arguments: Any) -> pa.Table:
@@ -101,8 +107,12 @@ class Store:
             if default is None and name not in arguments:
                 raise UserError(f"The query {query} needs {name}: add {name}=... to the command.")
         for name, value in arguments.items():
+            if value is None and parameters[name] != "null":
+                raise UserError(f"The query {query} needs a value for {name}: leave it out for its default.")
             if name in KNOWN_VALUES and value is not None:
-                values = [str(v) for v in self.sql(KNOWN_VALUES[name]).column(0).to_pylist()]
+                known_values = KNOWN_VALUES[name]
+                level = {"level": arguments.get("level") or "code"} if "$level" in known_values else None
+                values = [str(v) for v in self.sql(known_values, level).column(0).to_pylist()]
                 if str(value) not in values:
                     raise unknown_name(name, str(value), values, str(self.path))
         given = ", ".join(f'"{name}" := ${name}' for name in arguments)
@@ -122,6 +132,16 @@ class Store:
 def open_store(path: Path, role: Role = "analyst") -> Store:
     """The published version of a store, read-only."""
     return Store(path, role)
+
+
+def _scratch() -> str:
+    """The folder, of this process alone, where large answers spill: never the published version."""
+    return _scratch_folder().name
+
+
+@cache
+def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="whenwhy-")
 
 
 def _first_line(error: Exception) -> str:

@@ -83,6 +83,8 @@ def current_version(store: Path) -> Path:
     """
     try:
         version = store / (store / "CURRENT").read_text().strip()
+    except UnicodeDecodeError:
+        raise UserError(f"{store / 'CURRENT'} is damaged: run `whenwhy aggregate` again.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{store} is no store (there is no {store / 'CURRENT'}): make one by `whenwhy aggregate`."
@@ -94,7 +96,10 @@ def current_version(store: Path) -> Path:
 
 def _point_current_at(store: Path, version: Path) -> None:
     beside = store / f".current-{uuid.uuid4().hex}"
-    beside.write_text(f"versions/{version.name}\n")
+    with beside.open("w") as file:
+        file.write(f"versions/{version.name}\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, store / "CURRENT")
     os.utime(version)
     others = sorted((path for path in version.parent.iterdir() if path != version), key=lambda p: p.stat().st_mtime)
@@ -153,7 +158,7 @@ def _build_rows(folder: Path, cells: StageDirectory, runs: Sequence[StageDirecto
         db.execute(ATTRIBUTIONS_VIEW)
         db.execute(student_t_975_macro())
         db.execute(ESTIMATES_VIEW)
-        _verify(db, runs)
+        _verify(db, cells, runs)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
 
 
@@ -165,11 +170,12 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
         features = db.sql("select * from feature_values").to_arrow_table()
         parents = db.sql("select code, any_value(parents) as parents from feature_values group by 1").to_arrow_table()
         runs = db.sql("select * from runs").to_arrow_table()
-    cells = cells.filter(pa.array(shown_cells(cells, parents)))
+    cells = cells.filter(pa.array(shown_cells(cells, exposure, parents)))
     # A histogram's small counts would undo the suppression.
     at = cells.column_names.index("histogram")
     cells = cells.set_column(at, "histogram", pa.nulls(cells.num_rows, cells.schema.field("histogram").type))
     exposure = exposure.filter(pa.array(shown_exposure(exposure)))
+    runs = _shareable_runs(runs)
     with _connect(folder / SHAREABLE_FILE, memory_limit) as db:
         for name, table in (("cells", cells), ("exposure", exposure), ("all_features", features), ("runs_told", runs)):
             db.register(f"given_{name}", table)
@@ -204,6 +210,19 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
     shutil.rmtree(folder / "scratch", ignore_errors=True)
 
 
+def _shareable_runs(runs: pa.Table) -> pa.Table:
+    """The runs without counts of patients: a total less the splits that are shown gives one that is hidden."""
+    counts = {"n_predictions", "n_over_tolerance"}
+    rows = []
+    for row in runs.to_pylist():
+        quality = json.loads(row["quality"])
+        quality["folds"] = [
+            {key: value for key, value in fold.items() if not key.startswith("n_")} for fold in quality.get("folds", [])
+        ]
+        rows.append(row | dict.fromkeys(counts) | {"quality": json.dumps(quality, sort_keys=True)})
+    return pa.Table.from_pylist(rows, schema=RUNS)
+
+
 def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:
     rows = []
     for run in runs:
@@ -231,8 +250,12 @@ def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-def _verify(db: duckdb.DuckDBPyConnection, runs: Sequence[StageDirectory]) -> None:
-    """Every row of every shard is there once, and the cells hold exactly their sums."""
+def _verify(db: duckdb.DuckDBPyConnection, cells: StageDirectory, runs: Sequence[StageDirectory]) -> None:
+    """Every row of every shard and every cell is there once, and the cells hold exactly the rows' sums."""
+    counted = sum(told["rows"] for name in cells.shards for told in cells.entry(name).files.values())
+    [(found,)] = db.execute("select (select count(*) from cells) + (select count(*) from exposure)").fetchall()
+    if found != counted:
+        raise UserError(f"The built version has {found:,} cells and counts for {counted:,}: aggregate again.")
     for run in runs:
         expected = sum(int(run.entry(shard).summary["n_rows"]) for shard in run.shards)
         rows, units = db.execute(

@@ -1,9 +1,12 @@
-"""Cells flow in; which of them may be shown flows out.
+"""Cells and exposure flow in; which of them may be shown flows out.
 
-A cell of 1 to 10 patients, or dominated by as few, is hidden. Because margins are shown, one hidden cell
-among its siblings would follow by subtraction: so in every line (a margin and the cells that add up to
-it) either nothing is hidden, or at least two cells that hold enough patients together; where that cannot
-be had, the margin is hidden too.
+A cell of 1 to 10 patients, or dominated by as few, is hidden, and so is one that all but 1 to 10 of the
+patients at risk have. Because margins are shown, one hidden cell among its siblings would follow by
+subtraction: so in every line (a margin and the cells that add up to it) either nothing is hidden, or at
+least two cells that hold enough patients together; where that cannot be had, the margin is hidden too.
+A margin that is hidden has a hidden cell in each of its lines, or it would follow by addition.
+Patients recur from cell to cell, so how many different ones hidden cells hold is bounded from below: by the
+largest cell, and by the margin less all that is shown.
 """
 
 from __future__ import annotations
@@ -35,54 +38,89 @@ EXPOSURE_LINES = {
     "stratum": f"{_SAME} and {_TIME} and {_CLASS} and p.stratum = 'all' and c.stratum <> 'all'",
 }
 
+#: What tells one cell or count from another.
+CELL_KEYS = [
+    "run_id",
+    "target",
+    "split",
+    "class",
+    "stratum",
+    "level",
+    "feature_value_id",
+    "code",
+    "time_axis",
+    "time_bin",
+]
+EXPOSURE_KEYS = ["run_id", "target", "split", "class", "stratum", "time_axis", "time_bin"]
 
-def shown_cells(cells: pa.Table, parents: pa.Table, threshold: int = MIN_PATIENTS) -> np.ndarray:
+
+def shown_cells(cells: pa.Table, exposure: pa.Table, parents: pa.Table, threshold: int = MIN_PATIENTS) -> np.ndarray:
     """Whether each cell may be shown [cell].
 
     Args:
         cells: of `schema.CELLS`.
+        exposure: of `schema.EXPOSURE`, all of it.
         parents: columns code, parents: the groups of each code.
         threshold: the fewest patients of a cell that is shown.
     """
     patients = cells["n_patients"].to_numpy().astype(np.float64)
     effective = cells["n_events"].to_numpy().astype(np.float64) ** 2 / cells["s_nn"].to_numpy()
-    keys = [
-        "run_id",
-        "target",
-        "split",
-        "class",
-        "stratum",
-        "level",
-        "feature_value_id",
-        "code",
-        "time_axis",
-        "time_bin",
-    ]
-    child, parent, line = _links(cells.select(keys), CELL_LINES, parents)
-    return ~_hidden((patients < threshold) | (effective < threshold), patients, child, parent, line, threshold)
+    at_risk = {
+        tuple(row[key] for key in EXPOSURE_KEYS): row["n_patients"]
+        for row in exposure.select([*EXPOSURE_KEYS, "n_patients"]).to_pylist()
+    }
+    keys = cells.select(CELL_KEYS)
+    lacking = np.array([at_risk[tuple(row[key] for key in EXPOSURE_KEYS)] for row in keys.to_pylist()]) - patients
+    few = (patients < threshold) | (effective < threshold) | ((lacking > 0) & (lacking < threshold))
+    links = _links(keys, CELL_LINES, parents)
+    return ~_hidden(few, patients, *_with_siblings(keys, *links), threshold)
 
 
 def shown_exposure(exposure: pa.Table, threshold: int = MIN_PATIENTS) -> np.ndarray:
     """Whether each count of patients at risk may be shown [row].
 
-    Besides the lines: neighbouring bins differ by the patients whose history ends there, so a bin is hidden
-    if it differs from the last one shown by fewer than the threshold.
+    Besides the lines: the counts of a cohort fall from all time to the oldest bin, and neighbours differ by
+    those whose history ends there; a count is hidden if it differs from the last one shown by a few.
     """
     patients = exposure["n_patients"].to_numpy().astype(np.float64)
-    keys = ["run_id", "target", "split", "class", "stratum", "time_axis", "time_bin"]
+    predictions = exposure["n_predictions"].to_numpy().astype(np.float64)
     few = patients < threshold
-    series: dict[tuple[str, ...], float] = {}
-    for at, row in enumerate(exposure.select(keys).to_pylist()):
-        if row["time_bin"] is None:
+    last: dict[tuple[str, ...], int] = {}
+    rows = exposure.select(EXPOSURE_KEYS).to_pylist()
+    for at in sorted(range(len(rows)), key=lambda at: -1 if rows[at]["time_bin"] is None else rows[at]["time_bin"]):
+        cohort = tuple(rows[at][key] for key in EXPOSURE_KEYS[:-1])
+        before = last.get(cohort)
+        if few[at]:
             continue
-        name = tuple(row[key] for key in keys[:-1])
-        last = series.get(name)
-        if few[at] or (last is not None and 0 < last - patients[at] < threshold):
+        if before is not None and (
+            patients[before] - patients[at] < threshold and predictions[before] != predictions[at]
+        ):
             few[at] = True
         else:
-            series[name] = patients[at]
-    child, parent, line = _links(exposure.select(keys), EXPOSURE_LINES, None)
-    return ~_hidden(few, patients, child, parent, line, threshold)
+            last[cohort] = at
+    return ~_hidden(few, patients, *_links(exposure.select(EXPOSURE_KEYS), EXPOSURE_LINES, None), threshold)
+
+
+def _with_siblings(
+    keys: pa.Table, child: np.ndarray, parent: np.ndarray, line: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The links, and those of sibling codes (SEX//F and SEX//M), which add up to the patients at risk.
+
+    Their margin is no cell: a place beyond the last cell stands for it.
+    """
+    places: dict[tuple[object, ...], int] = {}
+    found = [
+        (at, places.setdefault((*(row[k] for k in EXPOSURE_KEYS), row["code"].split("//")[0]), len(places)))
+        for at, row in enumerate(keys.to_pylist())
+        if row["level"] == "code" and row["time_bin"] is None and "//" in row["code"]
+    ]
+    at, place = np.array(found, dtype=np.int64).reshape(-1, 2).T
+    first = int(line.max(initial=-1)) + 1
+    return (
+        np.concatenate([child, at]),
+        np.concatenate([parent, keys.num_rows + place]),
+        np.concatenate([line, first + place]),
+    )
 
 
 def _links(
@@ -113,21 +151,28 @@ def _links(
 
 
 def _hidden(
-    hidden: np.ndarray, patients: np.ndarray, child: np.ndarray, parent: np.ndarray, line: np.ndarray, threshold: int
+    few: np.ndarray, patients: np.ndarray, child: np.ndarray, parent: np.ndarray, line: np.ndarray, threshold: int
 ) -> np.ndarray:
-    """`hidden`, and what must go with it so that nothing follows by subtraction."""
-    hidden = hidden.copy()
+    """`few`, and what must be hidden with it so that nothing follows by subtraction [cell]."""
+    beyond = max(0, int(parent.max(initial=-1)) + 1 - len(few))  # places of margins that are no cells
+    hidden = np.concatenate([few, np.zeros(beyond, dtype=bool)])
     lines = int(line.max(initial=-1)) + 1
     parent_of_line = np.zeros(lines, dtype=np.int64)
     parent_of_line[line] = parent
+    in_margin = np.concatenate([patients, np.zeros(beyond)])[parent_of_line]
     by_size = np.lexsort((child, patients[child], line))  # within a line the smallest cell first
     while True:
         gone = hidden[child]
         count = np.bincount(line[gone], minlength=lines)
-        held = np.bincount(line[gone], weights=patients[child[gone]], minlength=lines)
-        weak = (count > 0) & ((count < 2) | (held < threshold)) & ~hidden[parent_of_line]
+        largest = np.zeros(lines)
+        np.maximum.at(largest, line[gone], patients[child[gone]])
+        less_shown = in_margin - np.bincount(line[~gone], weights=patients[child[~gone]], minlength=lines)
+        together = np.maximum(largest, less_shown)
+        subtracted = (count > 0) & ((count < 2) | (together < threshold)) & ~hidden[parent_of_line]
+        added = (count == 0) & hidden[parent_of_line] & (parent_of_line < len(few))
+        weak = subtracted | added
         if not weak.any():
-            return hidden
+            return hidden[: len(few)]
         candidates = by_size[weak[line[by_size]] & ~hidden[child[by_size]]]
         chosen, first = np.unique(line[candidates], return_index=True)
         hidden[child[candidates[first]]] = True

@@ -58,9 +58,9 @@ means as (
 variances as (
     select *,
         greatest(0, s_ss - 2 * mean_per_event * s_sn + mean_per_event * mean_per_event * s_nn)
-            / (n_events::double * n_events) * n_patients / (n_patients - 1) as variance_per_event,
+            / (n_events::double * n_events) * n_patients / nullif(n_patients - 1, 0) as variance_per_event,
         greatest(0, s_ss - 2 * mean_per_prediction * "s_s_N" + mean_per_prediction * mean_per_prediction * s_nn_at_risk)
-            / (n_at_risk::double * n_at_risk) * n_patients_at_risk / (n_patients_at_risk - 1) as variance_per_prediction,
+            / (n_at_risk::double * n_at_risk) * n_patients_at_risk / nullif(n_patients_at_risk - 1, 0) as variance_per_prediction,
         case when effective_patients >= {FEWEST_EFFECTIVE_PATIENTS} then student_t_975(effective_patients - 1) end as t
     from means
 )
