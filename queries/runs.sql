@@ -1,14 +1,18 @@
 -- Which runs the store holds: what was explained, how, and how well the explained model predicts.
 --
--- One row a run. auroc is the explained model's, reference_auroc a logistic regression's, both on held-out
--- patients (the mean over folds); missing where they were not measured.
+-- One row a run. auroc is the explained model's own on held-out patients, reference_auroc that of a logistic
+-- regression on the same inputs; mean_auroc and mean_reference_auroc are means over n_folds folds of patients,
+-- each with a model trained the same way. Counts are missing where they may not be shown.
 -- Example: whenwhy query STORE runs
 create or replace temp macro runs() as table
 select
     r.run_id, r.outcome, r.method, r.baseline, r.target, r.n_predictions, r.tolerance,
     r.residual_median, r.residual_maximum, r.n_over_tolerance,
-    (r.quality::json ->> '$.auroc')::double as auroc,
-    (r.quality::json ->> '$.logistic_regression_auroc')::double as reference_auroc,
+    (r.quality::json ->> '$.folds[0].auroc')::double as auroc,
+    (r.quality::json ->> '$.folds[0].logistic_regression_auroc')::double as reference_auroc,
+    (r.quality::json ->> '$.auroc')::double as mean_auroc,
+    (r.quality::json ->> '$.logistic_regression_auroc')::double as mean_reference_auroc,
+    json_array_length(r.quality::json, '$.folds')::integer as n_folds,
     r.code_version
 from runs r
 order by r.run_id;

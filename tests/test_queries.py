@@ -263,7 +263,9 @@ def features(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for code, words in truth.words[truth.words["code"].isin(truth.rows["code"])].groupby("code"):
         word = truth.word(code, None)
-        found.append({"code": code, "description": word["description"], "unit": word["unit"], "n_values": len(words)})
+        dated = truth.rows[truth.rows["code"] == code]["minutes"].notna().any()
+        told = {"code": code, "description": word["description"], "unit": word["unit"], "n_values": len(words)}
+        found.append(told | {"has_time": bool(dated)})
     return found
 
 
@@ -303,8 +305,13 @@ def runs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
             "residual_median": told["completeness_residual"].abs().median(),
             "residual_maximum": told["completeness_residual"].abs().max(),
             "n_over_tolerance": int((residual > truth.about["tolerance"]).sum()),
-            "auroc": truth.about["quality"]["auroc"],
-            "reference_auroc": truth.about["quality"]["logistic_regression_auroc"],
+            "auroc": truth.about["quality"]["folds"][0]["auroc"],
+            "reference_auroc": truth.about["quality"]["folds"][0]["logistic_regression_auroc"],
+            "mean_auroc": np.mean([fold["auroc"] for fold in truth.about["quality"]["folds"]]),
+            "mean_reference_auroc": np.mean(
+                [fold["logistic_regression_auroc"] for fold in truth.about["quality"]["folds"]]
+            ),
+            "n_folds": len(truth.about["quality"]["folds"]),
             "code_version": truth.about["code_version"],
         }
     ]

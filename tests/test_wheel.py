@@ -40,8 +40,8 @@ def test_the_wheel_works_without_the_repository(wheel: Path, small_run, tmp_path
         "import whenwhy; from whenwhy.shipped import shipped; from whenwhy.store import open_store\n"
         "assert Path(whenwhy.__file__).is_relative_to(sys.argv[1]), whenwhy.__file__\n"
         "assert shipped('queries').is_relative_to(sys.argv[1])\n"
-        "from whenwhy.server.pages import load_pages\n"
-        "print(sorted(load_pages()))\n"
+        "from whenwhy.server.pages import pages\n"
+        "print(sorted(pages()))\n"
         "print(open_store(Path(sys.argv[2])).ask('top_features').num_rows)"
     )
     told = subprocess.run(

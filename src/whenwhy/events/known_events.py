@@ -213,7 +213,7 @@ def shard_of(subject_id: int, shards: int) -> int:
 
     Example:
         >>> shard_of(1, 8), shard_of(2, 8)
-        (4, 4)
+        (5, 7)
     """
     return int.from_bytes(hashlib.md5(str(subject_id).encode()).digest()[8:], "little") % shards
 

@@ -43,7 +43,7 @@ def named_queries() -> dict[str, NamedQuery]:
 
     Example:
         >>> sorted(named_queries())[:2]
-        ['class_comparison', 'feature_heatmap']
+        ['class_comparison', 'cohorts']
     """
     found = {}
     for file in sorted(shipped("queries").glob("*.sql")):

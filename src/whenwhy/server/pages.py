@@ -1,0 +1,111 @@
+"""The files dashboards/NAME.py flow in, the pages /NAME flow out."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from bokeh.application import Application
+from bokeh.application.handlers.function import FunctionHandler
+from bokeh.document import Document
+from bokeh.models.ui.ui_element import UIElement
+from bokeh.themes import Theme
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from whenwhy.errors import UserError
+from whenwhy.server.labels import NOT_A_CAUSE
+from whenwhy.server.published import Published
+from whenwhy.server.session import FAILED, WENT_WRONG, Session
+from whenwhy.server.view import View, text
+from whenwhy.shipped import shipped
+
+log = logging.getLogger(__name__)
+
+#: The shell of every page lies beside this file, each page's own layout in dashboards/NAME.html.
+SHELL = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page's name, which is its address, its title, and the function that makes its views."""
+
+    name: str
+    title: str
+    views: Callable[[Session], list[View]]
+
+
+def pages() -> dict[str, Page]:
+    """Every page: a function of the file's own name whose docstring's first line is the title.
+
+    Example:
+        >>> pages()["overview"].title
+        'Overview'
+    """
+    found = {}
+    for file in sorted(shipped("dashboards").glob("[a-z]*.py")):
+        function = getattr(_loaded(file), file.stem, None)
+        assert function is not None, f"{file} has no function {file.stem}"
+        title = (function.__doc__ or file.stem).strip().splitlines()[0].partition(":")[0].rstrip(".")
+        found[file.stem] = Page(file.stem, title, function)
+    return found
+
+
+def _loaded(file: Path) -> ModuleType:
+    """The module of a file that no import path leads to."""
+    spec = importlib.util.spec_from_file_location(f"whenwhy_dashboards_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def application(page: Page, every: Mapping[str, Page], published: Published, pool: Executor) -> Application:
+    """A page as Bokeh serves it: one session for each time that it is opened."""
+    folder = shipped("dashboards")
+    templates = Environment(loader=FileSystemLoader([folder, SHELL]), autoescape=False, undefined=StrictUndefined)
+    theme = Theme(folder / "theme.yaml")
+
+    def open_page(document: Document) -> None:
+        document.theme = theme
+        document.title = f"{page.title} · whenwhy"
+        variables = {"pages": every.values(), "page": page, "not_a_cause": NOT_A_CAUSE}
+        try:
+            version = published.now()
+            session = Session(document, version, pool, _address(document))
+            views = page.views(session)
+            for roots in (session.roots, *(view.roots for view in views)):
+                for name, root in roots.items():
+                    _add(document, name, root)
+            document.template = templates.get_template(f"{page.name}.html")
+            document.template_variables.update(variables)
+            session.begin(views)
+        except Exception as error:
+            # A page that cannot be made says so; Bokeh would show a blank one.
+            log.exception("The page %s could not be made", page.name)
+            document.clear()
+            sentence = str(error) if isinstance(error, UserError) else WENT_WRONG
+            for name, content in (("status", FAILED), ("notice", "")):
+                _add(document, name, text(content, name))
+            document.template = templates.get_template("shell.html")
+            document.template_variables.update({**variables, "sentence": sentence})
+
+    return Application(FunctionHandler(open_page))
+
+
+def _add(document: Document, name: str, root: UIElement) -> None:
+    root.name = name
+    document.add_root(root)
+
+
+def _address(document: Document) -> dict[str, str]:
+    """The last value of each argument of the page's address."""
+    # Bokeh's type for the context lacks the request.
+    request = getattr(document.session_context, "request", None)
+    given: Mapping[str, list[bytes]] = request.arguments if request is not None else {}
+    return {name: values[-1].decode("utf-8", "replace") for name, values in given.items() if values}

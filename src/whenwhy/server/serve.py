@@ -1,0 +1,118 @@
+"""A published store flows in, a server on this machine flows out, until it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bokeh.resources import Resources
+from bokeh.server.server import BaseServer
+from bokeh.server.tornado import BokehTornado
+from bokeh.server.views.static_handler import StaticHandler
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
+from tornado.web import RedirectHandler
+
+from whenwhy.server.loopback import listen, refuse_other_machines
+from whenwhy.server.pages import application, pages
+from whenwhy.server.published import Published
+from whenwhy.store.open import Role
+
+log = logging.getLogger(__name__)
+
+#: The page that "/" leads to.
+FIRST_PAGE = "overview"
+
+#: Between the page's arrival and its websocket: a person may leave a tab half loaded over lunch.
+TOKEN_SECONDS = 24 * 3600
+
+#: Sessions ask at the same time on so many threads.
+THREADS = 4
+
+
+class LocalTornado(BokehTornado):
+    """Bokeh's server, sending its own JavaScript alone: hospitals have no internet."""
+
+    def resources(self, absolute_url: str | bool | None = None) -> Resources:
+        """The scripts that the pages use. MathJax alone would be half of everything sent, and no page has formulas."""
+        return Resources(
+            mode="server",
+            root_url="/",
+            path_versioner=StaticHandler.append_version,
+            components=["bokeh", "bokeh-widgets"],
+        )
+
+
+def serve(
+    store_path: Path,
+    *,
+    port: int,
+    address: str = "127.0.0.1",
+    role: Role = "viewer",
+    on_ready: Callable[[str], None],
+) -> None:
+    """Nothing; pages of the store are served until SIGINT or SIGTERM.
+
+    Args:
+        store_path: a published store; another version published meanwhile is what new sessions see.
+        port: 0 takes a free one.
+        address: one that only this machine reaches.
+        role: viewer reads the shareable cells alone.
+        on_ready: called with the address for a browser once connections are accepted.
+
+    Raises:
+        UserError: no store there, an address that others could reach, or a port that is in use.
+
+    Example: `serve(Path("demo/store"), port=5006, on_ready=print)`
+    """
+    refuse_other_machines(address)
+    published = Published(store_path, role)
+    every = pages()
+    listening = listen(address, port)
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="whenwhy-ask")
+    try:
+        loop = IOLoop.current()
+        tornado = LocalTornado(
+            {f"/{page.name}": application(page, every, published, pool) for page in every.values()},
+            extra_websocket_origins=listening.origins,
+            extra_patterns=[(r"/", RedirectHandler, {"url": f"/{FIRST_PAGE}", "permanent": False})],
+            use_index=False,
+            redirect_root=False,
+            sign_sessions=True,
+            secret_key=secrets.token_bytes(32),
+            session_token_expiration=TOKEN_SECONDS,
+            xsrf_cookies=True,
+            # A session's token would carry these along, and no page reads them.
+            include_headers=[],
+            include_cookies=[],
+            log_function=_log_failures,
+        )
+        server = BaseServer(loop, tornado, HTTPServer(tornado))
+        server._http.add_sockets(listening.sockets)
+        server.start()
+        before = {kind: signal.signal(kind, lambda *_: loop.add_callback_from_signal(loop.stop)) for kind in _ENDS}
+        try:
+            loop.add_callback(on_ready, listening.url)
+            loop.start()
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+            server.stop(wait=False)
+    finally:
+        for one in listening.sockets:
+            one.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _log_failures(handler: Any) -> None:
+    """Requests that failed are worth a line, the others are not."""
+    if handler.get_status() >= 400:
+        log.warning("%d %s %s", handler.get_status(), handler.request.method, handler.request.path)

@@ -1,0 +1,186 @@
+"""A served store in a process of its own, and a browser that notes everything it asks for and receives."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, Route, WebSocket, sync_playwright
+
+SERVE = """
+import sys
+from pathlib import Path
+from whenwhy.server import serve
+serve(Path(sys.argv[1]), port=0, on_ready=lambda url: print(url, flush=True))
+"""
+
+FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb")
+
+#: What a browser says that is no fault of the page: drawing without a graphics card.
+ALLOWED = re.compile(r"GPU stall due to ReadPixels|GL Driver Message")
+
+#: All columns of all sources that the browser holds, by the source's name.
+SOURCES = """() => {
+  const found = {}
+  for (const model of Bokeh.documents[0]._all_models.values())
+    if (model.type === "ColumnDataSource")
+      found[model.name] = Object.fromEntries(
+        [...(model.data instanceof Map ? model.data : Object.entries(model.data))].map(([k, v]) => [k, Array.from(v)]))
+  return found
+}"""
+
+
+@contextmanager
+def served(store: Path, log: Path) -> Iterator[str]:
+    """The address of a server of its own; it must end cleanly when told to."""
+    with log.open("w") as errors:
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(store)], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:"), log.read_text()
+            yield url
+            server.terminate()
+            assert server.wait(20) == 0, log.read_text()
+        finally:
+            if server.poll() is None:
+                server.kill()
+                server.wait()
+
+
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium; without it the tests are skipped, but never in CI."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("There is no chromium: CI installs it.")
+        pytest.skip("There is no chromium: install it to run the browser tests.")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
+        yield launched
+        launched.close()
+
+
+@dataclass
+class Opened:
+    """An open page, with what it did that it should not, and the words that came through its websocket."""
+
+    page: Page
+    url: str
+    outside: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    frames: list[str] = field(default_factory=list)
+
+    def open(self, address: str) -> None:
+        """Nothing; the page of this address is there and ready."""
+        self.page.goto(self.url.rstrip("/") + address)
+        self.ready()
+
+    def ready(self) -> None:
+        """Nothing; the page says that it is ready and Bokeh has drawn everything."""
+        self.page.locator(".status").get_by_text("ready", exact=True).wait_for(timeout=20_000)
+        self.page.wait_for_function("() => window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
+
+    def choose(self, label: str, value: str) -> None:
+        """Nothing; a control has been changed and the page has followed."""
+        control = self.page.get_by_label(label, exact=True)
+        words = [text for text in control.locator("option").all_inner_texts() if _means(text, value)]
+        assert len(words) == 1, words
+        control.select_option(label=words[0])
+        self.follow(label, value)
+
+    def follow(self, label: str, value: str) -> None:
+        """Nothing; the page's address shows a choice and its views are put."""
+        name = {"Feature": "feature", "Class of patients": "class", "Split": "split", "Stratum": "stratum"}[label]
+        self.page.wait_for_function(
+            "([name, value]) => new URLSearchParams(location.search).get(name) === value", arg=[name, value]
+        )
+        self.ready()
+
+    def words(self) -> str:
+        """All words of the page, also those inside Bokeh's own trees, that are not hidden."""
+        told: str = self.page.evaluate(
+            """() => {
+              const words = (node) => node.nodeType === 3 ? node.data
+                : node.nodeType === 1 && ["STYLE", "SCRIPT"].includes(node.tagName) ? ""
+                : node.nodeType === 1 && getComputedStyle(node).display === "none" ? ""
+                : [...(node.shadowRoot || node).childNodes].map(words).join(" ")
+              return words(document.body).replace(/\\s+/g, " ")
+            }"""
+        )
+        return told
+
+    def sources(self) -> dict[str, dict[str, list[Any]]]:
+        """Every column that the browser holds."""
+        found: dict[str, dict[str, list[Any]]] = self.page.evaluate(SOURCES)
+        return found
+
+    def attribute(self, model: str, name: str) -> Any:
+        """An attribute of a named model in the browser."""
+        return self.page.evaluate(
+            "([model, name]) => Bokeh.documents[0].get_model_by_name(model)[name]", arg=[model, name]
+        )
+
+
+def _means(words: str, value: str) -> bool:
+    """Whether an option's words stand for a value: "HDL cholesterol (hdl)" for hdl, "death: true" for true."""
+    return words == value or words.endswith((f"({value})", f": {value}"))
+
+
+@contextmanager
+def opened(launched: Browser, url: str, width: int = 1280, height: int = 900) -> Iterator[Opened]:
+    """A page in a fresh context. Afterwards: no fault, and nothing asked of any other machine."""
+    context = launched.new_context(
+        viewport={"width": width, "height": height}, reduced_motion="reduce", timezone_id="UTC", locale="en-GB"
+    )
+    page = context.new_page()
+    watched = Opened(page, url)
+    here = urlsplit(url).netloc
+
+    def is_here(address: str) -> bool:
+        return urlsplit(address).netloc == here or address.startswith(("data:", "blob:"))
+
+    def route(asked: Route, request: Request) -> None:
+        if is_here(request.url):
+            asked.continue_()
+        else:
+            watched.outside.append(request.url)
+            asked.abort()
+
+    def said(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not ALLOWED.search(message.text):
+            watched.faults.append(f"console {message.type}: {message.text}")
+
+    def answered(response: Response) -> None:
+        if response.status >= 400:
+            watched.faults.append(f"{response.status} {response.url}")
+
+    def talked(socket: WebSocket) -> None:
+        if not is_here(socket.url):
+            watched.outside.append(socket.url)
+        socket.on("framereceived", lambda frame: watched.frames.append(frame if isinstance(frame, str) else ""))
+
+    page.route("**/*", route)
+    page.on("console", said)
+    page.on("pageerror", lambda error: watched.faults.append(f"page error: {error}"))
+    page.on("requestfailed", lambda request: watched.faults.append(f"failed: {request.url}"))
+    page.on("response", answered)
+    page.on("websocket", talked)
+    yield watched
+    # A reload may break off a request of the page before.
+    faults = [fault for fault in watched.faults if not fault.startswith("failed: blob:")]
+    assert watched.outside == []
+    assert faults == []
+    context.close()
