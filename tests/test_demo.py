@@ -94,7 +94,7 @@ def test_what_was_printed_is_what_the_store_says(demo_folder: Path) -> None:
     assert f"same inputs {told['logistic_regression_auroc']:.3f}" in printed
     questions = re.findall(r"Question \d\.", printed)
     assert questions == ["Question 1.", "Question 2.", "Question 3."]
-    for sql in re.findall(r'whenwhy sql \S+ "(.*)"', printed):
+    for sql in re.findall(r'^\S+ sql \S+ "(.*)"$', printed, re.MULTILINE):
         answer = open_store(demo_folder / "store").sql(sql)
         assert answer.num_rows > 0
         for value in answer.column(1).to_pylist():

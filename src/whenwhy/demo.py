@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,16 +84,18 @@ def demo(folder: Path, workers: Workers, out: Console) -> Path:
     out.print("[bold]6/6 publish[/] a version of the store")
     version = publish_store(store, cells, [attributions])
 
+    # As this shell can run it: `make demo` installs into a virtual environment that is on nobody's path.
+    command = "whenwhy" if shutil.which("whenwhy") else os.path.relpath(sys.argv[0])
     opened = open_store(store)
     for number, question in enumerate(QUESTIONS, 1):
         out.print(f"\n[bold]Question {number}.[/] {question.words}")
-        out.print(f'[dim]whenwhy sql {store} "{question.sql}"[/]', soft_wrap=True)
+        out.print(f'[dim]{command} sql {store} "{question.sql}"[/]', soft_wrap=True)
         out.print(as_text(opened.sql(question.sql)), markup=False, soft_wrap=True)
     opened.close()
     out.print("\nContributions are to this model's prediction, in log-odds: they are not causes.")
     out.print(
         f"The store is {store} (version {version.name}), made in {time.monotonic() - started:.0f} s. "
-        f"See it: whenwhy serve {store}",
+        f"See it: {command} serve {store}",
         soft_wrap=True,
     )
     return store
