@@ -93,6 +93,17 @@ class Opened:
         self.page.locator(".status").get_by_text("ready", exact=True).wait_for(timeout=20_000)
         self.page.wait_for_function("() => window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
 
+    def picture(self) -> bytes:
+        """The whole page as PNG once it has settled: two pictures in a row are the same, to the pixel."""
+        last = self.page.screenshot(full_page=True)
+        for _ in range(50):
+            self.page.wait_for_timeout(100)
+            now = self.page.screenshot(full_page=True)
+            if now == last:
+                return now
+            last = now
+        raise AssertionError("the page does not come to rest")
+
     def choose(self, label: str, value: str) -> None:
         """Nothing; a control has been changed and the page has followed."""
         control = self.page.get_by_label(label, exact=True)
