@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -315,3 +316,40 @@ def test_debug_shows_the_traceback(small_run: SmallRun) -> None:
     )
     assert told.returncode != 0
     assert "Traceback" in told.stderr
+
+
+def test_an_input_is_no_place_for_a_store(small_run: SmallRun, tmp_path: Path, whenwhy: Command) -> None:
+    attributions = tmp_path / "attributions"
+    shutil.copytree(small_run.attributions, attributions)
+    said = one_sentence(whenwhy("aggregate", attributions, "--out", attributions))
+    assert "is no store" in said
+    assert not (attributions / "CURRENT").exists()
+
+
+def test_paths_are_printed_as_they_are(small_run: SmallRun, tmp_path: Path, whenwhy: Command) -> None:
+    out = tmp_path / "it's [bold] data"
+    status, said, _ = whenwhy("attribute", small_run.sequences, "--model", small_run.model, "--out", out, "--inline")
+    assert status == 0
+    assert f"Wrote {out} (run" in said
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "many"])
+def test_counts_are_whole_numbers(small_run: SmallRun, whenwhy: Command, top: str) -> None:
+    said = one_sentence(whenwhy("query", small_run.store, "top_features", f"top={top}"))
+    assert "whole number" in said
+
+
+def test_an_interrupt_says_how_to_continue(small_run: SmallRun, tmp_path: Path, whenwhy: Command) -> None:
+    sequences = tmp_path / "sequences"
+    asked = ["--strata", "age_band,sex", "--bins", "4", "--shard-size", "4", "--out", sequences, "--inline"]
+    assert whenwhy("prepare", small_run.meds, "--labels", small_run.labels, *asked)[0] == 0
+    command = [sys.executable, "-m", "whenwhy", "attribute", str(sequences), "--model", str(small_run.model)]
+    running = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "attr"), "--inline"], stderr=subprocess.PIPE, text=True
+    )
+    assert running.stderr is not None
+    said = running.stderr.readline()  # the first shard is done, more than a hundred are not
+    running.send_signal(signal.SIGINT)
+    said += running.stderr.read()
+    assert running.wait() == 130
+    assert said.splitlines()[-1].startswith("Stopped; what was finished is kept")

@@ -209,6 +209,24 @@ def test_ids_equal_a_search_by_hand(small_run: SmallRun) -> None:
     assert vocabulary.ids(pa.array(code), value).tolist() == [-1 if i is None else i for i in expected]
 
 
+def test_records_without_any_number_or_event_have_ids(small_run: SmallRun) -> None:
+    vocabulary = Vocabulary(StageDirectory.open(small_run.sequences).read(VOCABULARY, VOCABULARY))
+    drug = vocabulary.table["code"].to_pylist().index("drug")
+    assert vocabulary.ids(pa.array(["drug", "SEX//X"]), np.float32([np.nan, np.nan])).tolist() == [drug, -1]
+    assert vocabulary.ids(pa.array([], pa.string()), np.float32([])).tolist() == []
+
+
+def test_shards_may_be_as_small_as_a_patient(small_run: SmallRun, tmp_path: Path) -> None:
+    asked = PrepareSettings("x", strata=("age_band", "sex"), bins=4, shard_size=1)
+    small = prepare(small_run.meds, small_run.labels, tmp_path / "out", asked, INLINE)
+    assert len(small.shards) == sum(1 for _ in rows_of(StageDirectory.open(small_run.sequences)))
+    by_key = [
+        {(r["subject_id"], r["prediction_time"]): r for r in rows_of(s)}
+        for s in (small, StageDirectory.open(small_run.sequences))
+    ]
+    assert by_key[0] == by_key[1]
+
+
 def test_batches_hold_the_table(small_run: SmallRun) -> None:
     sequences = load_sequences(StageDirectory.open(small_run.sequences))
     rows = sequences.table.to_pylist()

@@ -396,7 +396,7 @@ def test_a_large_answer_leaves_the_version_as_it_is(copied: Path) -> None:
         ("top_features", {"split": "heldout"}, "no split 'heldout' .*did you mean 'held_out'?"),
         ("top_features", {"level": "vlue"}, "no level 'vlue' .*did you mean 'value'?"),
         ("number_at_risk", {"run": "0000"}, "no run '0000'"),
-        ("top_features", {"top": "many"}, "cannot answer this: .*many"),
+        ("top_features", {"top": "many"}, "top is .many.: give a whole number"),
     ],
 )
 def test_an_unknown_name_is_answered_by_the_nearest(store: Store, query: str, arguments: dict, said: str) -> None:

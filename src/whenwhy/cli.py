@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from typer.exceptions import Abort, Exit, TyperException
+from typer.exceptions import Exit, TyperException
 
 from whenwhy import __version__
 from whenwhy.errors import UserError
@@ -29,7 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
+#: The exit status after Ctrl-C.
+INTERRUPTED = 130
+
+out = Console(highlight=False, markup=False)
 
 Sequences = Annotated[Path, typer.Argument(help="The directory that `whenwhy prepare` wrote.", metavar="SEQ")]
 StorePath = Annotated[Path, typer.Argument(help="The store that `whenwhy aggregate` published.", metavar="STORE")]
@@ -273,8 +276,11 @@ def main() -> NoReturn:
         sys.argv.remove("--debug")
         os.environ["WHENWHY_DEBUG"] = "1"
     try:
-        app(standalone_mode=False)
-        sys.exit(0)
+        # Typer gives the status of an early end, 130 for Ctrl-C, as the answer.
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:
+            sys.stderr.write("Stopped; what was finished is kept: run the same command again to continue.\n")
+        sys.exit(status if isinstance(status, int) else 0)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -283,11 +289,6 @@ def main() -> NoReturn:
             raise
         sys.stderr.write(_sentence(error) + "\n")
         sys.exit(2)
-    except Exit as ended:
-        sys.exit(ended.exit_code)
-    except (KeyboardInterrupt, Abort):
-        sys.stderr.write("Stopped; what was finished is kept: run the same command again to continue.\n")
-        sys.exit(130)
     except Exception as error:
         if debug:
             raise
@@ -299,6 +300,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, TyperException):
-        return f"{error.format_message()} See `whenwhy --help`."
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "whenwhy"
+        return f"{error.format_message().rstrip('.')}: see `{command} --help`."
     assert isinstance(error, OSError)
     return f"{error.filename or 'A file'}: {error.strerror or error}; mend that and run the same command again."

@@ -65,31 +65,31 @@ def demo(folder: Path, workers: Workers, out: Console) -> Path:
     meds, sequences, model = folder / "meds", folder / "sequences", folder / "model"
     attributions, store = folder / "attributions", folder / "store"
 
-    out.print("[bold]1/6 import[/]  the NAFLD cohort as a MEDS data set")
+    out.print("1/6 import  the NAFLD cohort as a MEDS data set")
     import_source("nafld", meds)
     out.print(
-        f"[bold]2/6 prepare[/] sequences of feature values; {' and '.join(REPEATED_CODES)} are left out, "
+        f"2/6 prepare sequences of feature values; {' and '.join(REPEATED_CODES)} are left out, "
         "since the published tables repeat hdl and sbp under these names"
     )
     settings = PrepareSettings("death within five years", strata=("age_band", "sex"), without=REPEATED_CODES)
     prepare(meds, meds / "labels" / LABELS, sequences, settings, workers)
-    out.print(f"[bold]3/6 train[/]   a GRU, {FOLDS} folds of patients, beside a logistic regression on the same inputs")
+    out.print(f"3/6 train   a GRU, {FOLDS} folds of patients, beside a logistic regression on the same inputs")
     trained = train(sequences, model, TrainSettings(folds=FOLDS), workers)
     out.print("          " + measured_sentence(measured(trained)), soft_wrap=True)
-    out.print("[bold]4/6 attribute[/] every feature value by integrated gradients")
+    out.print("4/6 attribute every feature value by integrated gradients")
     attributed = attribute_shards(sequences, model, attributions, AttributeSettings(), workers)
     out.print("          " + residual_sentence(attributed), soft_wrap=True)
-    out.print("[bold]5/6 aggregate[/] cells per feature value, time, class and cohort")
+    out.print("5/6 aggregate cells per feature value, time, class and cohort")
     cells = aggregate_cells([attributions], store, workers=workers.count)
-    out.print("[bold]6/6 publish[/] a version of the store")
+    out.print("6/6 publish a version of the store")
     version = publish_store(store, cells, [attributions])
 
     # As this shell can run it: `make demo` installs into a virtual environment that is on nobody's path.
     command = "whenwhy" if shutil.which("whenwhy") else os.path.relpath(sys.argv[0])
     opened = open_store(store)
     for number, question in enumerate(QUESTIONS, 1):
-        out.print(f"\n[bold]Question {number}.[/] {question.words}")
-        out.print(f'[dim]{command} sql {store} "{question.sql}"[/]', soft_wrap=True)
+        out.print(f"\nQuestion {number}. {question.words}", style="bold")
+        out.print(f'{command} sql {store} "{question.sql}"', style="dim", soft_wrap=True)
         out.print(as_text(opened.sql(question.sql)), markup=False, soft_wrap=True)
     opened.close()
     out.print("\nContributions are to this model's prediction, in log-odds: they are not causes.")

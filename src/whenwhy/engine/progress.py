@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 #: People read progress on standard error, so that standard output holds results alone.
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)
 
 
 class Progress:

@@ -94,7 +94,8 @@ class Vocabulary:
         rows = np.flatnonzero(known & numeric)
         rows = rows[np.argsort(at[rows], kind="stable")]
         runs, starts = np.unique(at[rows], return_index=True)
-        for code_at, begin, end in zip(runs, starts, [*starts[1:], len(rows)], strict=True):
+        ends = np.append(starts, len(rows))[1:]  # none where no event has a number
+        for code_at, begin, end in zip(runs, starts, ends, strict=True):
             if first[code_at] >= 0:
                 inside = rows[begin:end]
                 ids[inside] = first[code_at] + np.searchsorted(edges[code_at], value[inside], side="right")

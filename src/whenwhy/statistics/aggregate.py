@@ -55,6 +55,8 @@ def aggregate_cells(
         UserError: unfinished or differing inputs.
     """
     connect(memory_limit, out).close()
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "cells").is_dir())):
+        raise UserError(f"{out} is not empty and is no store: give --out a new directory, or a store.")
     runs = [StageDirectory.open(path, "attribute").require_complete() for path in attribution_paths]
     names = [run.run_id for run in runs]
     if len(set(names)) < len(names):

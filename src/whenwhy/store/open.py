@@ -32,6 +32,10 @@ KNOWN_VALUES = {
 }
 
 
+#: Arguments that count something.
+COUNTS = ("top", "min_patients")
+
+
 class Store:
     """One published version. Threads may share it: each gets a connection of its own.
 
@@ -83,12 +87,15 @@ class Store:
             raise UserError(f"This is not SQL ({_first_line(error)}): write one SELECT.") from None
         kinds = [statement.type for statement in statements]
         if kinds != [duckdb.StatementType.SELECT]:
-            said = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
+            said = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "empty"
             raise UserError(f"A store answers one SELECT and nothing else (this is {said}): write one SELECT.")
         try:
             return connection.sql(text, params=arguments or None).to_arrow_table()
         except (duckdb.Error, pa.ArrowException, OverflowError) as error:
-            raise UserError(f"The store {self.path} cannot answer this: {_first_line(error)}") from None
+            raise UserError(
+                f"The store {self.path} cannot answer this ({_first_line(error)}): "
+                f"`whenwhy info {self.path}` lists its tables and columns."
+            ) from None
 
     def ask(self, query: str, **arguments: Any) -> pa.Table:
         """The answer of a named query.
@@ -109,6 +116,8 @@ class Store:
         for name, value in arguments.items():
             if value is None and parameters[name] != "null":
                 raise UserError(f"The query {query} needs a value for {name}: leave it out for its default.")
+            if name in COUNTS and not (str(value).isdecimal() and int(value) > 0):
+                raise UserError(f"{name} is '{value}': give a whole number of at least 1.")
             if name in KNOWN_VALUES and value is not None:
                 known_values = KNOWN_VALUES[name]
                 level = {"level": arguments.get("level") or "code"} if "$level" in known_values else None
