@@ -27,6 +27,15 @@ TUNING: Final = "tuning"
 HELD_OUT: Final = "held_out"
 SPLITS: Final = (TRAIN, TUNING, HELD_OUT)
 
+#: How a feature value comes into a record. Only a recorded one is a measurement; the others follow from
+#: what was recorded, and have codes of their own, so that no contribution is taken for a measurement's.
+RECORDED: Final = "recorded"
+RARE: Final = "rare"  # recorded, under a code of too few training patients to stand alone
+CARRIED: Final = "carried forward"  # the last recorded value, at a step that does not record it
+SINCE_LAST: Final = "hours since last"  # hours from the code's last record to this one
+NOT_MEASURED: Final = "not measured"  # the code has not been recorded for so many hours
+KINDS: Final = (RECORDED, RARE, CARRIED, SINCE_LAST, NOT_MEASURED)
+
 _TIME = pa.timestamp("us")
 _STRATA = pa.map_(pa.string(), pa.string())
 
@@ -37,10 +46,14 @@ SEQUENCES: Final = pa.schema(
         ("prediction_time", _TIME),
         ("label", pa.string()),
         ("split", pa.string()),
+        ("source", pa.string()),  # the MEDS shard that the patient's events lay in
         ("strata", _STRATA),
-        ("step_minutes", pa.list_(pa.int32())),  # whole minutes before the prediction, one a step
+        ("anchor_minutes", pa.int32()),  # from the anchor to the prediction, whole minutes; null without an anchor
+        ("history_minutes", pa.int32()),  # from the begin of the first step to the prediction; null without steps
+        ("step_minutes", pa.list_(pa.int32())),  # whole minutes before the prediction, one a step, not increasing
         ("event_step", pa.list_(pa.int32())),  # the step of each recorded value, not decreasing
         ("event_id", pa.list_(pa.int32())),  # its feature value
+        ("event_minutes", pa.list_(pa.int32())),  # whole minutes from its own time to the prediction
         ("event_value", pa.list_(pa.float32())),  # its number; null where it has none
         ("static_id", pa.list_(pa.int32())),
         ("static_value", pa.list_(pa.float32())),
@@ -52,6 +65,7 @@ FEATURE_VALUES: Final = pa.schema(
     [
         ("feature_value_id", pa.int32()),
         ("code", pa.string()),
+        ("kind", pa.string()),  # one of KINDS: how it comes into a record
         ("description", pa.string()),
         ("unit", pa.string()),
         ("bin", pa.int32()),  # null: recorded without a number
@@ -92,7 +106,8 @@ PREDICTIONS: Final = pa.schema(
         ("n_nodes", pa.int32()),  # quadrature nodes used
         ("n_steps", pa.int32()),
         ("n_values", pa.int32()),
-        ("history_minutes", pa.int32()),  # of the first step; null without steps
+        ("history_minutes", pa.int32()),  # from the begin of the first step to the prediction; null without steps
+        ("anchor_minutes", pa.int32()),  # from the anchor to the prediction; null without an anchor
         ("strata", _STRATA),
     ]
 )

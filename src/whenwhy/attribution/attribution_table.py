@@ -42,7 +42,7 @@ def attribution_tables(
     dated = np.arange(n_events + n_static) < n_events
     step = np.concatenate([sequences.event_step, np.zeros(n_static)]).astype(np.int32)
     minutes = np.zeros(n_events + n_static, dtype=np.int32)
-    minutes[dated] = sequences.step_minutes[sequences.step_offsets[row[dated]] + step[dated]]
+    minutes[dated] = sequences.event_minutes
     attribution = on_grid(np.concatenate([contribution[EVENTS], contribution[STATIC]]))
 
     order = np.lexsort((value, step, row, ids))
@@ -62,12 +62,6 @@ def attribution_tables(
     total = np.bincount(row, weights=attribution.astype(np.float64), minlength=count)
     probability = 1 / (1 + np.exp(-score))
     steps = sequences.n_steps
-    first = sequences.step_offsets[:-1]
-    history = (
-        sequences.step_minutes[np.minimum(first, max(0, len(sequences.step_minutes) - 1))]
-        if steps.any()
-        else np.zeros(count)
-    )
     table = sequences.table
     predictions = pa.table(
         {
@@ -85,7 +79,8 @@ def attribution_tables(
             "n_nodes": nodes,
             "n_steps": steps.astype(np.int32),
             "n_values": np.bincount(row, minlength=count).astype(np.int32),
-            "history_minutes": pa.array(history.astype(np.int32), mask=steps == 0),
+            "history_minutes": table["history_minutes"],
+            "anchor_minutes": table["anchor_minutes"],
             "strata": table["strata"],
         }
     ).cast(PREDICTIONS)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from whenwhy.schema import EVERYTHING_ABSENT, FEATURE_VALUES
+from whenwhy.schema import EVERYTHING_ABSENT, FEATURE_VALUES, RECORDED
 
 #: Age at the prediction, in years: derived from the birth that MEDS records, a static value.
 AGE = "AGE"
@@ -121,11 +121,25 @@ def fitted_feature_values(
     """
     described = {row["code"]: row for row in codes.to_pylist()}
     nothing = dict.fromkeys(FEATURE_VALUES.names)
-    rows = [nothing | {"code": "(everything absent)", "description": "all that a step does not record", "parents": []}]
+    rows = [
+        nothing
+        | {
+            "code": "(everything absent)",
+            "kind": RECORDED,
+            "description": "all that a step does not record",
+            "parents": [],
+        }
+    ]
     for code, values, events in counted:
         told = described.get(code, {})
         name, unit = DERIVED_CODES.get(code, (told.get("description"), told.get("unit")))
-        base = nothing | {"code": code, "description": name, "unit": unit, "parents": told.get("parents") or []}
+        base = nothing | {
+            "code": code,
+            "kind": RECORDED,
+            "description": name,
+            "unit": unit,
+            "parents": told.get("parents") or [],
+        }
         numeric = ~np.isnan(values)
         if not numeric.all():
             rows.append(base)

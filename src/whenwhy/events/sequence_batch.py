@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,9 @@ class Bags:
     """Bags of weighted feature values, what `torch.nn.functional.embedding_bag` takes.
 
     Attributes:
-        ids: [value] int64.
+        ids: [value] int32.
         weights: [value] float32; 1 says "recorded".
-        offsets: [bag] int64, where each bag begins.
+        offsets: [bag] int32, where each bag begins.
         at: [value] where each value lies in the flat columns of `Sequences`.
     """
 
@@ -34,12 +35,14 @@ class SequenceBatch:
 
     Attributes:
         streams: "events", one bag a (patient, step) in that order, and "static", one bag a patient.
+        hours: [patient, step] float32, hours from each step to the prediction; 0 in padding.
         lengths: [patient] int64, true steps; steps beyond are padding with empty bags.
         n_steps: the padded number of steps.
         rows: [patient] which predictions of the table they are.
     """
 
     streams: dict[str, Bags]
+    hours: torch.Tensor
     lengths: torch.Tensor
     n_steps: int
     rows: np.ndarray
@@ -56,43 +59,67 @@ class Sequences:
         >>> row = dict(subject_id=1, prediction_time=0, label="true", split="train", strata=[], step_minutes=[60, 0],
         ...            event_step=[0, 1, 1], event_id=[5, 6, 7], event_value=[None] * 3, static_id=[2], static_value=[None])
         >>> batch = Sequences(pa.Table.from_pylist([row], schema=SEQUENCES)).batch(np.array([0]))
-        >>> batch.streams["events"].ids.tolist(), batch.streams["events"].offsets.tolist(), batch.lengths.tolist()
-        ([5, 6, 7], [0, 1], [2])
+        >>> batch.streams["events"].ids.tolist(), batch.streams["events"].offsets.tolist(), batch.hours.tolist()
+        ([5, 6, 7], [0, 1], [[1.0, 0.0]])
     """
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
         self.step_offsets, self.step_minutes = _flat(table, "step_minutes")
-        self.event_offsets, self.event_id = _flat(table, "event_id")
+        self.event_offsets, event_id = _flat(table, "event_id")
+        self.event_id = _narrow(event_id)
         _, self.event_step = _flat(table, "event_step")
-        _, self.event_value = _flat(table, "event_value")
-        self.static_offsets, self.static_id = _flat(table, "static_id")
-        _, self.static_value = _flat(table, "static_value")
+        self.static_offsets, static_id = _flat(table, "static_id")
+        self.static_id = _narrow(static_id)
         self.n_steps = np.diff(self.step_offsets)  # [prediction]
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    # What only the rows of attributions need is not unpacked for training.
+
+    @cached_property
+    def event_minutes(self) -> np.ndarray:
+        """Whole minutes from each value to the prediction [value]."""
+        return _flat(self.table, "event_minutes")[1]
+
+    @cached_property
+    def event_value(self) -> np.ndarray:
+        """The number of each value, NaN where it has none [value]."""
+        return _flat(self.table, "event_value")[1]
+
+    @cached_property
+    def static_value(self) -> np.ndarray:
+        """The number of each static value, NaN where it has none [value]."""
+        return _flat(self.table, "static_value")[1]
+
     def column(self, name: str) -> np.ndarray:
         """A plain column as an array [prediction]."""
         return np.asarray(self.table[name].to_numpy(zero_copy_only=False))
 
-    def buckets(self, rows: np.ndarray, *, patients: int, steps: int) -> list[np.ndarray]:
+    def buckets(
+        self, rows: np.ndarray, *, patients: int, steps: int, random: np.random.Generator | None = None
+    ) -> list[np.ndarray]:
         """`rows` in batches of like length: at most `patients` each, and `steps` padded steps together.
 
-        A function of the rows alone, so that a shard always gives the same batches. A single sequence
+        Without `random` a function of the rows alone, so that a shard always gives the same batches; with
+        it, other neighbours of like length every time, and the batches in any order. A single sequence
         longer than `steps` is a batch of its own.
         """
-        rows = rows[np.lexsort((rows, self.n_steps[rows]))]
+        if random is None:
+            rows = rows[np.lexsort((rows, self.n_steps[rows]))]
+        else:
+            # Lengths within a tenth of each other count as alike.
+            length = self.n_steps[rows] + 1
+            rows = rows[np.argsort(np.log(length) / np.log(1.1) + 2 * random.random(len(rows)), kind="stable")]
         batches, begin = [], 0
         while begin < len(rows):
             end = min(begin + patients, len(rows))
-            # Ascending lengths: the last row sets the padded width.
-            while end > begin + 1 and (end - begin) * max(1, self.n_steps[rows[end - 1]]) > steps:
+            while end > begin + 1 and (end - begin) * max(1, self.n_steps[rows[begin:end]].max()) > steps:
                 end -= max(1, (end - begin) // 16)
             batches.append(rows[begin:end])
             begin = end
-        return batches
+        return batches if random is None else [batches[i] for i in random.permutation(len(batches))]
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> SequenceBatch:
         """The batch of these rows, in this order."""
@@ -102,15 +129,24 @@ class Sequences:
         events = self._bags(self.event_id, at, patient * width + self.event_step[at], len(rows) * width, device)
         at, patient = _gather(self.static_offsets, rows)
         static = self._bags(self.static_id, at, patient, len(rows), device)
-        return SequenceBatch({EVENTS: events, STATIC: static}, torch.from_numpy(lengths).to(device), width, rows)
+        hours = np.zeros((len(rows), width), dtype=np.float32)
+        at, patient = _gather(self.step_offsets, rows)
+        hours[patient, at - self.step_offsets[rows][patient]] = self.step_minutes[at] / np.float32(60)
+        return SequenceBatch(
+            {EVENTS: events, STATIC: static},
+            torch.from_numpy(hours).to(device),
+            torch.from_numpy(lengths).to(device),
+            width,
+            rows,
+        )
 
     @staticmethod
     def _bags(ids: np.ndarray, at: np.ndarray, bag: np.ndarray, bags: int, device: torch.device | str) -> Bags:
-        offsets = np.searchsorted(bag, np.arange(bags))  # bags come in order
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(bag, minlength=bags))])[:-1]  # bags come in order
         return Bags(
-            torch.from_numpy(ids[at].astype(np.int64)).to(device),
+            torch.from_numpy(ids[at].astype(np.int32)).to(device),
             torch.ones(len(at), device=device),
-            torch.from_numpy(offsets).to(device),
+            torch.from_numpy(offsets.astype(np.int32)).to(device),
             at,
         )
 
@@ -120,6 +156,11 @@ def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     column = table[name].combine_chunks()
     offsets = column.offsets.to_numpy().astype(np.int64) if len(column) else np.zeros(1, np.int64)
     return offsets, column.values.to_numpy(zero_copy_only=False)
+
+
+def _narrow(ids: np.ndarray) -> np.ndarray:
+    """The ids in 16 bits where they fit: half the memory of a shard."""
+    return ids.astype(np.uint16) if len(ids) == 0 or ids.max() <= np.iinfo(np.uint16).max else ids
 
 
 def _gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -151,6 +151,9 @@ def sequences_of(
     assert (ahead >= 0).all(), "an event after its prediction time was read"
     minutes = (ahead // 60_000_000).astype(np.int32)
 
+    history = np.zeros(count, dtype=np.int32)
+    history[row[at][::-1]] = minutes[::-1]  # the first step's
+
     still = np.flatnonzero(known & static)
     still = still[np.lexsort((value[still], ids[still], row[still]))]
     events_in_row = np.bincount(row[at], minlength=count)
@@ -158,14 +161,19 @@ def sequences_of(
     table = pa.table(
         {
             **{name: predictions[name] for name in ("subject_id", "prediction_time", "label", "split", "strata")},
+            "source": pa.nulls(count, pa.string()),
+            "anchor_minutes": pa.nulls(count, pa.int32()),
+            "history_minutes": pa.array(history, mask=n_steps == 0),
             "step_minutes": _lists(n_steps, minutes[new_step]),
             "event_step": _lists(events_in_row, step_in_row.astype(np.int32)),
             "event_id": _lists(events_in_row, ids[at]),
+            "event_minutes": _lists(events_in_row, minutes),
             "event_value": _lists(events_in_row, pa.array(value[at], from_pandas=True)),
             "static_id": _lists(static_in_row, ids[still]),
             "static_value": _lists(static_in_row, pa.array(value[still], from_pandas=True)),
         }
-    ).cast(SEQUENCES)
+    )
+    table = table.select(SEQUENCES.names).cast(SEQUENCES)
     summary = {
         "n_predictions": count,
         "n_events": len(at),
