@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,8 +20,8 @@ from cohort import EVENTS, write_cohort
 from conftest import INLINE, SmallRun
 from replicas.sequences import feature_value, read_cohort, record_of
 from whenwhy.errors import UserError
+from whenwhy.events.cohort import shard_of
 from whenwhy.events.feature_values import Vocabulary, bin_edges
-from whenwhy.events.known_events import shard_of
 from whenwhy.events.sequence_batch import EVENTS as EVENT_STREAM
 from whenwhy.events.sequence_batch import STATIC, Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY, PrepareSettings, prepare
@@ -122,7 +123,9 @@ def test_planted_future_events_change_nothing(tmp_path: Path, seed: int, hours: 
             for s, t in latest[latest.index.isin(table["subject_id"].to_pylist())].items()
             for code, value in (("lab", 1e6), ("leak", None), ("MEDS_DEATH", None))
         ]
-        pq.write_table(pa.concat_tables([table, pa.Table.from_pylist(planted, schema=EVENTS)]), file)
+        both = pa.concat_tables([table, pa.Table.from_pylist(planted, schema=EVENTS)])
+        keys = [("subject_id", "ascending", "at_end"), ("time", "ascending", "at_start")]
+        pq.write_table(both.take(pc.sort_indices(both, sort_keys=keys)), file)
     prepare(root / "meds", root / "meds" / "labels" / "outcome", root / "after", asked, INLINE)
     before, after = (StageDirectory.open(root / name) for name in ("before", "after"))
     assert before.content_sha256() == after.content_sha256()
@@ -130,18 +133,24 @@ def test_planted_future_events_change_nothing(tmp_path: Path, seed: int, hours: 
 
 
 def test_the_order_of_rows_and_files_does_not_matter(tmp_path: Path) -> None:
+    """Shuffled into one file, a data set breaks the rules of MEDS; repaired, it gives the same records."""
     write_cohort(tmp_path / "meds", patients=60, seed=3)
     asked = PrepareSettings("x", bins=3, shard_size=32)
     labels = tmp_path / "meds" / "labels" / "outcome"
-    prepare(tmp_path / "meds", labels, tmp_path / "before", asked, INLINE)
+    before = prepare(tmp_path / "meds", labels, tmp_path / "before", asked, INLINE, repair=True)
     files = sorted((tmp_path / "meds" / "data").rglob("*.parquet"))
     table = pa.concat_tables([pq.read_table(file) for file in files])
     for file in files:
         file.unlink()
     pq.write_table(table.take(np.random.default_rng(0).permutation(table.num_rows)), files[0])
-    prepare(tmp_path / "meds", labels, tmp_path / "after", asked, INLINE)
-    before, after = (StageDirectory.open(tmp_path / name).content_sha256() for name in ("before", "after"))
-    assert before == after
+    with pytest.raises(UserError, match=r"rows out of time order within .* add --repair"):
+        prepare(tmp_path / "meds", labels, tmp_path / "after", asked, INLINE)
+    assert not (tmp_path / "after").exists()
+    after = prepare(tmp_path / "meds", labels, tmp_path / "after", asked, INLINE, repair=True)
+    assert [row | {"source": ""} for row in rows_of(before)] == [row | {"source": ""} for row in rows_of(after)]
+    assert {row["source"] for row in rows_of(before)} == {"a/0", "b/1"}
+    assert {row["source"] for row in rows_of(after)} == {"a/0"}
+    assert features_of(before).equals(features_of(after))
 
 
 def test_only_the_most_recent_steps_are_kept_and_counted(small_run: SmallRun, tmp_path: Path) -> None:
@@ -173,7 +182,7 @@ def test_a_patient_lives_in_one_shard(small_run: SmallRun) -> None:
     stage = StageDirectory.open(small_run.sequences)
     for number, shard in enumerate(stage.shards):
         for subject in stage.read(shard, TABLE, ["subject_id"])["subject_id"].to_pylist():
-            assert shard_of(subject, len(stage.shards)) == number
+            assert shard_of(np.array([subject]), len(stage.shards)).tolist() == [number]
 
 
 @settings(max_examples=200, deadline=None)

@@ -96,25 +96,99 @@ def prepare_command(
     strata: Annotated[str, typer.Option(help="Cohorts to be, e.g. sex,age_band: static codes, or age_band.")] = "",
     without: Annotated[str, typer.Option(help="Codes to leave out, e.g. of a leak, separated by commas.")] = "",
     bins: Annotated[int, typer.Option(help="Quantile bins of a numeric code.")] = 10,
+    cut_offs: Annotated[
+        Path | None, typer.Option(help="A YAML file of cut-offs by code, such as 'creatinine: [0.7, 1.3]'.")
+    ] = None,
+    rare_below: Annotated[int, typer.Option(help="Fold feature values of fewer training patients than this.")] = 5,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="The feature values that your own model was trained on (index, code[, low, high])."),
+    ] = None,
+    steps: Annotated[str, typer.Option(help="A step is: event, visit, or a width such as 6h or 1d.")] = "event",
+    visit_gap: Annotated[float, typer.Option(help="Hours without events that end a visit.")] = 24.0,
+    anchor: Annotated[
+        str, typer.Option(help="Steps align with: prediction, admission (the latest), or a code's first occurrence.")
+    ] = "prediction",
+    history_hours: Annotated[float | None, typer.Option(help="Leave out events longer before the prediction.")] = None,
     max_steps: Annotated[int, typer.Option(help="The most recent steps that are kept.")] = 1000,
+    repeats: Annotated[
+        str | None,
+        typer.Option(
+            help="Of several values in a step count: all, once (each feature value), last (of each code). "
+            "By default all, with --vocabulary once."
+        ),
+    ] = None,
+    carry: Annotated[
+        str, typer.Option(help="Codes whose last value is carried forward to steps without one, or all.")
+    ] = "",
+    carry_hours: Annotated[float | None, typer.Option(help="Carry values no longer than this.")] = None,
+    since_last: Annotated[
+        str, typer.Option(help="Codes that tell the hours since their previous record, or all.")
+    ] = "",
+    not_measured: Annotated[
+        str, typer.Option(help="Say when a code was not recorded for so many hours, e.g. creatinine=48,lactate=12.")
+    ] = "",
     shard_size: Annotated[int, typer.Option(help="Predictions a shard, about.")] = 1024,
+    add: Annotated[
+        bool, typer.Option("--add", help="Add these patients to SEQ as a further generation, by its own settings.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Work on a mended copy where rules of MEDS are broken.")
+    ] = False,
+    memory_limit: Annotated[str, typer.Option(help="Of DuckDB, which merges counts and mends copies.")] = "1GB",
     workers: WorkerCount = None,
     inline: Inline = False,
     ray_address: RayAddress = None,
 ) -> None:
     """MEDS events become sequences of feature values; nothing after a prediction time is seen."""
-    from whenwhy.events.sequences import PrepareSettings, prepare, prepared_sentence
+    from whenwhy.events.fitting import read_cut_offs
+    from whenwhy.events.prepare_report import prepared_notes, prepared_sentence
+    from whenwhy.events.sequences import PrepareSettings, add_generation, prepare
 
-    settings = PrepareSettings(
-        outcome or labels.name.removesuffix(".parquet").replace("_", " "),
-        _names(strata),
-        _names(without),
-        bins,
-        max_steps,
-        shard_size,
-    )
-    stage = prepare(meds, labels, out_path, settings, _workers(workers, inline, ray_address))
+    who = _workers(workers, inline, ray_address)
+    if add:
+        stage = add_generation(meds, labels, out_path, who, repair=repair, memory_limit=memory_limit)
+    else:
+        settings = PrepareSettings(
+            outcome=outcome or labels.name.removesuffix(".parquet").replace("_", " "),
+            strata=_names(strata),
+            without=_names(without),
+            bins=bins,
+            cut_offs=read_cut_offs(cut_offs) if cut_offs else {},
+            rare_below=rare_below,
+            steps=steps,
+            visit_gap_hours=visit_gap,
+            anchor=anchor,
+            history_hours=history_hours,
+            max_steps=max_steps,
+            repeats=repeats or ("once" if vocabulary else "all"),
+            carry=_names(carry),
+            carry_hours=carry_hours,
+            since_last=_names(since_last),
+            not_measured=tuple(_code_hours(told) for told in _names(not_measured)),
+            shard_size=shard_size,
+        )
+        stage = prepare(
+            meds, labels, out_path, settings, who, vocabulary=vocabulary, repair=repair, memory_limit=memory_limit
+        )
+    for line in prepared_notes(stage):
+        out.print(line, soft_wrap=True)
     out.print(f"Wrote {out_path} (run {stage.run_id}): {prepared_sentence(stage)}.", soft_wrap=True)
+
+
+@app.command("validate")
+def validate_command(
+    meds: Annotated[Path, typer.Argument(help="A MEDS data set.", metavar="MEDS")],
+    workers: WorkerCount = None,
+) -> None:
+    """What is wrong with a MEDS data set, per file and with counts, and what --repair would do about it."""
+    from whenwhy.events.validation import validation_lines
+
+    sound, lines = validation_lines(meds, _workers(workers, workers is None))
+    for line in lines:
+        out.print(line, soft_wrap=True)
+    if not sound:
+        raise Exit(2)
 
 
 @app.command("train")
@@ -258,6 +332,14 @@ def _workers(count: int | None, inline: bool, ray_address: str | None = None) ->
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _code_hours(text: str) -> tuple[str, float]:
+    code, _, hours = text.rpartition("=")
+    try:
+        return code, float(hours)
+    except ValueError:
+        raise UserError(f"--not-measured has '{text}': write code=hours, e.g. creatinine=48.") from None
 
 
 def _print_answer(answer: pa.Table, output: str) -> None:

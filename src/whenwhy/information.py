@@ -93,6 +93,6 @@ def _meds(path: Path) -> list[str]:
     splits = "none" if dataset.splits is None else f"{dataset.splits.num_rows:,} patients"
     return [
         f"{path}: the MEDS data set {about.get('dataset_name', '(unnamed)')}",
-        f"files: {len(dataset.files)}; codes described: {dataset.codes.num_rows:,}; splits: {splits}",
+        f"files: {len(dataset.files)}; codes described: {dataset.described().num_rows:,}; splits: {splits}",
         *(f"labels: {labels}" for labels in sorted((path / "labels").glob("*"))),
     ]

@@ -1,6 +1,7 @@
 """A directory of immutable entries: data under its content hash, each entry's manifest published once, last.
 
     DIR/manifest.json        what the stage was asked to do: run id, settings, inputs, the entries it needs
+    DIR/generations/N.json   entries that were added later, and what they were made from
     DIR/entries/NAME.json    one finished entry: its files with their sha256, and a summary
     DIR/data/SHA256.EXT      the files
 
@@ -27,6 +28,12 @@ from whenwhy.errors import UserError
 from whenwhy.schema import FORMAT_VERSION
 
 Json = dict[str, Any]
+
+#: The folder in which a stage keeps what only it reads, while it works.
+SCRATCH = "scratch"
+
+#: The content hash that a directory had before a patient was forgotten.
+_FIRST = "first.json"
 
 
 def canonical(value: Any) -> bytes:
@@ -77,9 +84,10 @@ class StageDirectory:
         ([], 2)
     """
 
-    def __init__(self, path: Path, manifest: Json) -> None:
+    def __init__(self, path: Path, manifest: Json, generations: Sequence[Json] = ()) -> None:
         self.path = path
         self.manifest = manifest
+        self.generations = list(generations)
 
     # -- starting and opening ------------------------------------------------------------------------
 
@@ -113,15 +121,11 @@ class StageDirectory:
             "besides": list(besides),
             "shards": list(shards),
         }
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file: give --out a directory that is new or holds this very run.")
-        file = path / "manifest.json"
-        if path.is_dir() and not file.exists() and any(p for p in path.iterdir() if p.name not in {"data", "entries"}):
-            raise UserError(f"{path} is not empty and is no whenwhy directory: give --out a new directory.")
+        started = cls.started(path)
         for folder in (path / "data", path / "entries"):
             folder.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            _publish_once(file, json.dumps(manifest, indent=2).encode())
+        if not started:
+            _publish_once(path / "manifest.json", json.dumps(manifest, indent=2).encode())
         found = cls.open(path)
         if found.run_id != run_id:
             raise UserError(
@@ -129,6 +133,21 @@ class StageDirectory:
                 "give --out a new directory, or remove this one."
             )
         return found
+
+    @staticmethod
+    def started(path: Path) -> bool:
+        """Whether a run began to write here; False: the place is free for a new one.
+
+        Raises:
+            UserError: something else is there.
+        """
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file: give --out a directory that is new or holds this very run.")
+        if (path / "manifest.json").exists():
+            return True
+        if path.is_dir() and any(p for p in path.iterdir() if p.name not in {"data", "entries", SCRATCH}):
+            raise UserError(f"{path} is not empty and is no whenwhy directory: give --out a new directory.")
+        return False
 
     @classmethod
     def open(cls, path: Path, stage: str | None = None) -> StageDirectory:
@@ -149,7 +168,18 @@ class StageDirectory:
             raise UserError(f"{path} was written by a newer whenwhy ({manifest['code_version']}): upgrade whenwhy.")
         if stage is not None and manifest["stage"] != stage:
             raise UserError(f"{path} was written by `whenwhy {manifest['stage']}`: name {wanted}.")
-        return cls(path, manifest)
+        generations: list[Json] = []
+        while (later := path / "generations" / f"{len(generations) + 1}.json").exists():
+            generations.append(json.loads(later.read_bytes()))
+        return cls(path, manifest, generations)
+
+    def extended(self, inputs: Json, shards: Sequence[str], besides: Sequence[str] = ()) -> StageDirectory:
+        """The directory with a further generation of entries, made from other inputs; the old ones stay as they are."""
+        folder = self.path / "generations"
+        folder.mkdir(exist_ok=True)
+        told = {"inputs": inputs, "besides": list(besides), "shards": list(shards)}
+        _publish_once(folder / f"{len(self.generations) + 1}.json", json.dumps(told, indent=2).encode())
+        return StageDirectory.open(self.path)
 
     @property
     def run_id(self) -> str:
@@ -164,12 +194,12 @@ class StageDirectory:
     @property
     def shards(self) -> list[str]:
         """The names of the shards, in order."""
-        return list(self.manifest["shards"])
+        return [name for told in (self.manifest, *self.generations) for name in told["shards"]]
 
     @property
     def needs(self) -> list[str]:
         """The entries that make this directory complete, in order."""
-        return [*self.manifest["besides"], *self.manifest["shards"]]
+        return [name for told in (self.manifest, *self.generations) for name in (*told["besides"], *told["shards"])]
 
     def entry(self, name: str) -> Entry:
         """One finished entry's manifest."""
@@ -201,14 +231,60 @@ class StageDirectory:
     def content_sha256(self) -> str:
         """The hash of everything in a complete directory, without times, paths and host facts."""
         self.require_complete()
-        contents = {
-            name: {file: told["sha256"] for file, told in self.entry(name).files.items()} for name in self.needs
-        }
+        return self._hash_of(self.needs)
+
+    def _hash_of(self, names: Sequence[str]) -> str:
+        contents = {name: {file: told["sha256"] for file, told in self.entry(name).files.items()} for name in names}
         return hashlib.sha256(canonical(contents)).hexdigest()
 
     def as_input(self) -> Json:
-        """What a later stage records of this one."""
+        """What a later stage records of this one: everything that it holds now."""
         return {"path": str(self.path.resolve()), "run_id": self.run_id, "sha256": self.content_sha256()}
+
+    def as_growing_input(self) -> Json:
+        """What a stage that works shard by shard records: what was there first.
+
+        It stays the same when a generation is added or a patient is forgotten, so that the later stage's
+        directory follows without being made anew.
+        """
+        self.require_complete()
+        file = self.path / _FIRST
+        first = json.loads(file.read_bytes())["sha256"] if file.exists() else self._first_sha256()
+        return {"path": str(self.path.resolve()), "run_id": self.run_id, "sha256": first}
+
+    def _first_sha256(self) -> str:
+        return self._hash_of([*self.manifest["besides"], *self.manifest["shards"]])
+
+    def replace(self, name: str, files: Mapping[str, pa.Table | bytes], summary: Json) -> None:
+        """A finished entry with other contents, for a patient who withdrew: the old files are removed.
+
+        The new entry takes the old one's place at once; the old files go when nothing refers to them.
+        """
+        first = self.path / _FIRST
+        if not first.exists():
+            _publish_once(first, json.dumps({"sha256": self._first_sha256()}).encode())
+        before = self.entry(name)
+        told = self._written(files)
+        kept = {file: said for file, said in before.files.items() if file not in told}
+        manifest = {"run_id": self.run_id, "name": name, "files": kept | told, "summary": summary}
+        entry = self.path / "entries" / f"{name}.json"
+        temporary = entry.parent / f".tmp-{uuid.uuid4().hex}"
+        temporary.write_bytes(json.dumps(manifest, indent=2).encode())
+        _fsync(temporary)
+        os.replace(temporary, entry)
+        _fsync(entry.parent)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove data files that no finished entry refers to."""
+        used = {
+            str(told["file"])
+            for entry in (self.path / "entries").glob("*.json")
+            for told in json.loads(entry.read_bytes())["files"].values()
+        }
+        for file in (self.path / "data").iterdir():
+            if file.name not in used and not file.name.startswith(".tmp-"):
+                file.unlink()
 
     # -- files ---------------------------------------------------------------------------------------
 
@@ -218,6 +294,11 @@ class StageDirectory:
         Tables are written as Parquet, bytes as they are. The entry's manifest comes last and is never
         overwritten, so a late duplicate cannot win.
         """
+        manifest = {"run_id": self.run_id, "name": name, "files": self._written(files), "summary": summary or {}}
+        return _publish_once(self.path / "entries" / f"{name}.json", json.dumps(manifest, indent=2).encode())
+
+    def _written(self, files: Mapping[str, pa.Table | bytes]) -> dict[str, Json]:
+        """What an entry's manifest says of these files, once they are safely on disk."""
         told: dict[str, Json] = {}
         for file, content in files.items():
             temporary = self.path / "data" / f".tmp-{uuid.uuid4().hex}"
@@ -236,8 +317,7 @@ class StageDirectory:
                 temporary.unlink(missing_ok=True)
             told[file] = {"sha256": sha256, "file": f"{sha256}{extension}", "bytes": size, "rows": rows}
         _fsync(self.path / "data")
-        manifest = {"run_id": self.run_id, "name": name, "files": told, "summary": summary or {}}
-        return _publish_once(self.path / "entries" / f"{name}.json", json.dumps(manifest, indent=2).encode())
+        return told
 
     def file(self, entry: str, name: str) -> Path:
         """The path of a finished entry's file, its checksum verified (once a process)."""

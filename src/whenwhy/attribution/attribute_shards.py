@@ -17,7 +17,7 @@ from whenwhy.attribution.registry import method_named
 from whenwhy.engine import Workers, run
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
-from whenwhy.events.sequences import TABLE, VOCABULARY
+from whenwhy.events.sequence_directory import TABLE, VOCABULARY, shard_place
 from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
 from whenwhy.models.training import measured
 from whenwhy.shards import Json, StageDirectory
@@ -129,8 +129,7 @@ class AttributeShard:
                 )
                 for batch in batches
             )
-            shard = int(key.rpartition("-")[2])
-            rows, predictions = attribution_tables(sequences, shard, asked.target, attributed)
+            rows, predictions = attribution_tables(sequences, first_prediction_id(key), asked.target, attributed)
             residual = np.abs(predictions["completeness_residual"].to_numpy())
             summary = {
                 "n_predictions": predictions.num_rows,
@@ -142,6 +141,17 @@ class AttributeShard:
             return int(rows.num_rows)
 
         return one_shard
+
+
+def first_prediction_id(shard: str) -> int:
+    """The id of a shard's first prediction: ids tell generation, shard and row apart.
+
+    Example:
+        >>> first_prediction_id("g0-00002") >> 32, first_prediction_id("g1-00000") >> 52
+        (2, 1)
+    """
+    generation, number = shard_place(shard)
+    return (generation << 52) + (number << 32)
 
 
 def residual_summary(attributions: StageDirectory) -> Json:

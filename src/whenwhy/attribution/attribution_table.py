@@ -13,11 +13,11 @@ from whenwhy.schema import ATTRIBUTIONS, PREDICTIONS, on_grid
 
 
 def attribution_tables(
-    sequences: Sequences, shard: int, target: str, attributed: Iterable[tuple[SequenceBatch, Attributions]]
+    sequences: Sequences, first_id: int, target: str, attributed: Iterable[tuple[SequenceBatch, Attributions]]
 ) -> tuple[pa.Table, pa.Table]:
     """Tables of `schema.ATTRIBUTIONS`, sorted by feature value, and of `schema.PREDICTIONS`, one row a sequence.
 
-    A prediction's id is the shard's number and its row in the shard. The residual is that of the rows as
+    A prediction's id is its row in the shard, counted from `first_id`. The residual is that of the rows as
     they are stored, on the grid.
     """
     count = len(sequences)
@@ -47,7 +47,7 @@ def attribution_tables(
 
     order = np.lexsort((value, step, row, ids))
     static = ~dated[order]
-    prediction_id = (np.int64(shard) << 32) + np.arange(count)
+    prediction_id = np.int64(first_id) + np.arange(count)
     rows = pa.table(
         {
             "prediction_id": prediction_id[row[order]],

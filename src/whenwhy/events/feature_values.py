@@ -1,25 +1,65 @@
 """Feature values: a code and a range of its numbers, fitted on training patients up to their prediction time.
 
-A code's numbers fall into quantile bins; few distinct numbers get a bin each; a code without numbers is
-one feature value, "recorded". Edges are float32, as the numbers are, so that equal numbers share a bin.
+A code's numbers fall into quantile bins, or between clinical cut-offs; few distinct numbers get a bin
+each; a code without numbers is one feature value, "recorded". Edges are float32, as the numbers are, so
+that equal numbers share a bin: as float64, 39 % of all cut-offs with one decimal would misplace them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import meds
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from whenwhy.schema import EVERYTHING_ABSENT, FEATURE_VALUES, RECORDED
+from whenwhy.schema import EVERYTHING_ABSENT, FEATURE_VALUES, RARE, RECORDED
+
+#: A stranger's model counts its vocabulary from 0, and 0 is "everything absent" here: its index i has the id i + 1.
+FOREIGN_OFFSET = EVERYTHING_ABSENT + 1
 
 #: Age at the prediction, in years: derived from the birth that MEDS records, a static value.
 AGE = "AGE"
 DERIVED_CODES = {AGE: ("age at the prediction", "years")}
+
+#: MEDS codes that are no feature values of their own: a birth becomes the age, a death is never in the past.
+NO_FEATURES = (meds.birth_code, meds.death_code)
+
+#: What stands for "no number" where numbers are ordered as integers.
+NO_NUMBER = np.uint32(0xFFFFFFFF)
+
+Row = dict[str, Any]
+
+
+def ordered_bits(number: np.ndarray) -> np.ndarray:
+    """[number] uint32 in the order of the float32 numbers; NaN, "no number", comes last.
+
+    Example:
+        >>> (np.diff(ordered_bits(np.float32([-np.inf, -1, -0.0, 0.5, np.nan])).astype(int)) > 0).all()
+        np.True_
+        >>> ordered_bits(np.float32([-0.0])) == ordered_bits(np.float32([0.0]))
+        array([ True])
+    """
+    bits = (number.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0.0 becomes 0.0
+    negative = bits >> np.uint32(31) == 1
+    ordered = np.where(negative, ~bits, bits | np.uint32(0x80000000))
+    return np.where(np.isnan(number), NO_NUMBER, ordered)
+
+
+def numbers_of(ordered: np.ndarray) -> np.ndarray:
+    """The float32 numbers of `ordered_bits`, NaN for "no number"."""
+    bits = np.where(ordered >> np.uint32(31) == 1, ordered & np.uint32(0x7FFFFFFF), ~ordered)
+    number = bits.astype(np.uint32).view(np.float32)
+    return np.where(ordered == NO_NUMBER, np.float32(np.nan), number)
+
+
+def packed(code: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """[event] uint64 in the order of code, then number."""
+    return code.astype(np.uint64) << np.uint64(32) | ordered_bits(number).astype(np.uint64)
 
 
 def bin_edges(values: np.ndarray, counts: np.ndarray, bins: int) -> np.ndarray:
@@ -38,12 +78,103 @@ def bin_edges(values: np.ndarray, counts: np.ndarray, bins: int) -> np.ndarray:
         >>> bin_edges(np.float32([0, 1]), np.array([4139, 2869]), bins=10)
         array([1.], dtype=float32)
     """
-    values = values.astype(np.float32)
-    if len(values) <= bins:
-        return values[1:]
-    below = np.concatenate([[0], np.cumsum(counts)[:-1]]) / counts.sum()  # share of events below each value
-    first = np.searchsorted(below, np.arange(1, bins) / bins - 1e-12, side="left")
-    return np.unique(values[first[(first > 0) & (first < len(values))]])
+    finder = EdgeFinder(len(values), int(counts.sum()), bins)
+    finder.take(values.astype(np.float32), counts)
+    return finder.edges()
+
+
+class EdgeFinder:
+    """Finds `bin_edges` of numbers that come in ascending pieces, holding no more than the edges.
+
+    Args:
+        n_distinct, n_events: of the whole code.
+    """
+
+    def __init__(self, n_distinct: int, n_events: int, bins: int) -> None:
+        self.each_its_own = n_distinct <= bins
+        self.n_events = n_events
+        self.wanted = np.arange(1, bins) / bins - 1e-12  # shares of events below an edge
+        self.below = self.seen = 0
+        self.found: list[np.ndarray] = []
+
+    def take(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """The next distinct values, ascending, and how often each occurs."""
+        if self.each_its_own:
+            self.found.append(values[1:] if self.seen == 0 else values)
+        else:
+            ends = np.cumsum(counts) + self.below
+            first = np.searchsorted((ends - counts) / self.n_events, self.wanted, side="left")
+            inside = first < len(values)
+            # The code's very first value has nothing below it and cannot divide.
+            self.found.append(values[first[inside & (first + self.seen > 0)]])
+            self.wanted = self.wanted[~inside]
+            self.below = int(ends[-1])
+        self.seen += len(values)
+
+    def edges(self) -> np.ndarray:
+        """The edges [bin - 1], once everything was taken."""
+        return np.unique(np.concatenate(self.found)) if self.found else np.array([], np.float32)
+
+
+@dataclass
+class FittingNotes:
+    """What was done to values on the way, for people.
+
+    Attributes:
+        few: numeric codes whose distinct values got a bin each.
+        tied: codes with fewer bins than asked, since their values tie.
+        cut_offs: codes divided at given cut-offs.
+        rare_codes: codes of too few training patients, folded; rare_bins: bins merged into a neighbour.
+    """
+
+    few: list[str] = field(default_factory=list)
+    tied: list[str] = field(default_factory=list)
+    cut_offs: list[str] = field(default_factory=list)
+    rare_codes: dict[str, str] = field(default_factory=dict)
+    rare_bins: int = 0
+
+
+class Lookup:
+    """Feature value ids by the position of a code and a number, for one table and one list of codes."""
+
+    def __init__(self, table: pa.Table, codes: Sequence[str]) -> None:
+        position = {code: at for at, code in enumerate(codes)}
+        # Each key begins a stretch of numbers with one id; -1 where there is none.
+        stretches: dict[int, int] = {at << 32: -1 for at in range(len(codes))}
+        absent = int(NO_NUMBER)
+        for at in range(len(codes)):
+            stretches[at << 32 | absent] = -1
+        wanted = table.slice(1).select(["feature_value_id", "code", "kind", "bin", "low", "high"])
+        for row in wanted.to_pylist():
+            if row["kind"] != RECORDED or row["code"] not in position:
+                continue
+            first = position[row["code"]] << 32
+            if row["low"] is not None:
+                low, high = (int(ordered_bits(np.array([row[name]]))[0]) for name in ("low", "high"))
+                stretches[first | low] = row["feature_value_id"]
+                if row["high"] < np.inf:
+                    stretches.setdefault(first | high, -1)
+            else:
+                stretches[first | absent] = row["feature_value_id"]
+                if row["bin"] == ANY_NUMBER:
+                    stretches[first] = row["feature_value_id"]
+        self.keys = np.array(sorted(stretches), dtype=np.uint64)
+        self.values = np.array([stretches[int(key)] for key in self.keys], dtype=np.int32)
+
+    def ids(self, code: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """[event] int32; -1 where there is no such feature value.
+
+        Args:
+            code: [event] positions in the list of codes.
+            number: [event] float32, NaN where there is none.
+        """
+        if not len(self.keys):
+            return np.full(len(code), -1, dtype=np.int32)
+        return np.asarray(self.values[np.searchsorted(self.keys, packed(code, number), side="right") - 1])
+
+
+#: The bin of a feature value of a foreign vocabulary that stands for a code whatever its number.
+ANY_NUMBER = -1
 
 
 @dataclass(frozen=True)
@@ -61,21 +192,8 @@ class Vocabulary:
         return pa.array(sorted(set(self.table["code"][1:].to_pylist())), pa.string())
 
     @cached_property
-    def _layout(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """By code: id recorded without a number (or -1), id of the first bin (or -1), inner edges."""
-        present = np.full(len(self.codes), -1, dtype=np.int32)
-        first = np.full(len(self.codes), -1, dtype=np.int32)
-        edges: list[list[float]] = [[] for _ in range(len(self.codes))]
-        position = {code: i for i, code in enumerate(self.codes.to_pylist())}
-        for row in self.table.slice(1).select(["feature_value_id", "code", "bin", "low"]).to_pylist():
-            at = position[row["code"]]
-            if row["bin"] is None:
-                present[at] = row["feature_value_id"]
-            elif row["bin"] == 0:
-                first[at] = row["feature_value_id"]
-            else:
-                edges[at].append(row["low"])
-        return present, first, [np.array(e, dtype=np.float32) for e in edges]
+    def _lookup(self) -> Lookup:
+        return Lookup(self.table, self.codes.to_pylist())
 
     def ids(self, code: pa.Array | pa.ChunkedArray, value: np.ndarray) -> np.ndarray:
         """Feature value ids [event] int32; -1 where training patients never recorded such a thing.
@@ -84,73 +202,161 @@ class Vocabulary:
             code: [event] strings.
             value: [event] float32, NaN where there is no number.
         """
-        present, first, edges = self._layout
         at = pc.fill_null(pc.index_in(code, value_set=self.codes), -1).to_numpy(zero_copy_only=False)
-        known = at >= 0
-        numeric = ~np.isnan(value)
-        ids = np.full(len(at), -1, dtype=np.int32)
-        ids[known & ~numeric] = present[at[known & ~numeric]]
-        # One pass over the numeric events sorted by code: each code's run is binned by its own edges.
-        rows = np.flatnonzero(known & numeric)
-        rows = rows[np.argsort(at[rows], kind="stable")]
-        runs, starts = np.unique(at[rows], return_index=True)
-        ends = np.append(starts, len(rows))[1:]  # none where no event has a number
-        for code_at, begin, end in zip(runs, starts, ends, strict=True):
-            if first[code_at] >= 0:
-                inside = rows[begin:end]
-                ids[inside] = first[code_at] + np.searchsorted(edges[code_at], value[inside], side="right")
-        return ids
+        return np.where(at >= 0, self._lookup.ids(np.maximum(at, 0), value), -1).astype(np.int32)
 
 
-def fitted_feature_values(
-    counted: Iterable[tuple[str, np.ndarray, np.ndarray]], codes: pa.Table, bins: int
-) -> pa.Table:
-    """The table of feature values (`schema.FEATURE_VALUES`), counts still null, fitted on training events.
+def fitted_rows(
+    totals: Mapping[str, tuple[int, int, int]],
+    ordered: Iterable[tuple[str, np.ndarray, np.ndarray]],
+    described: Mapping[str, Row],
+    bins: int,
+    cut_offs: Mapping[str, Sequence[float]],
+    notes: FittingNotes,
+) -> list[Row]:
+    """The rows of `schema.FEATURE_VALUES`, "everything absent" first, ids in order, counts still null.
 
     Args:
-        counted: per code, ascending: code, distinct numbers [value] float32 ascending with NaN last for
-            "without a number", events with each.
-        codes: columns code, description, unit, parents.
+        totals: code -> training events with a number, distinct numbers, training events without one.
+        ordered: (code, numbers [piece] ascending without NaN, events with each [piece]); a code's pieces
+            come in ascending order, one after another.
+        described: code -> description, unit, parents.
         bins: quantile bins of a code with many distinct numbers.
+        cut_offs: code -> inner edges, instead of quantiles.
 
     Example:
-        >>> no_codes = pa.table({"code": pa.array([], pa.string())})
-        >>> table = fitted_feature_values([("hdl", np.float32([40, 60]), np.array([5, 5]))], no_codes, bins=10)
-        >>> table.select(["feature_value_id", "code", "low", "high"]).to_pylist()[1]
-        {'feature_value_id': 1, 'code': 'hdl', 'low': -inf, 'high': 60.0}
+        >>> rows = fitted_rows({"hdl": (10, 2, 0)}, [("hdl", np.float32([40, 60]), np.array([5, 5]))], {}, 10, {},
+        ...     FittingNotes())
+        >>> [(row["code"], row["low"], row["high"]) for row in rows][1:]
+        [('hdl', -inf, 60.0), ('hdl', 60.0, inf)]
     """
-    described = {row["code"]: row for row in codes.to_pylist()}
-    nothing = dict.fromkeys(FEATURE_VALUES.names)
-    rows = [
-        nothing
-        | {
-            "code": "(everything absent)",
-            "kind": RECORDED,
-            "description": "all that a step does not record",
-            "parents": [],
-        }
-    ]
-    for code, values, events in counted:
+    edges = {
+        code: np.unique(np.array(cuts, dtype=np.float32))
+        for code, cuts in cut_offs.items()
+        if totals.get(code, (0,))[0]
+    }
+    notes.cut_offs += sorted(edges)
+    finder: EdgeFinder | None = None
+    current: str | None = None
+
+    def close() -> None:
+        if finder is not None and current is not None:
+            edges[current] = finder.edges()
+            if finder.each_its_own:
+                notes.few.append(current)
+            elif len(edges[current]) + 1 < bins:
+                notes.tied.append(current)
+
+    for code, numbers, events in ordered:
+        if code in cut_offs:
+            continue
+        if code != current:
+            close()
+            n_events, n_distinct, _ = totals[code]
+            finder, current = EdgeFinder(n_distinct, n_events, bins), code
+        assert finder is not None
+        finder.take(numbers, events)
+    close()
+    rows = [_row("(everything absent)", RECORDED, description="all that a step does not record")]
+    for code in sorted(totals):
+        n_events, _, n_without = totals[code]
         told = described.get(code, {})
-        name, unit = DERIVED_CODES.get(code, (told.get("description"), told.get("unit")))
-        base = nothing | {
-            "code": code,
-            "kind": RECORDED,
-            "description": name,
-            "unit": unit,
-            "parents": told.get("parents") or [],
-        }
-        numeric = ~np.isnan(values)
-        if not numeric.all():
-            rows.append(base)
-        if numeric.any():
-            edges = bin_edges(values[numeric], events[numeric], bins).astype(np.float64)
-            bounds = [-np.inf, *edges, np.inf]
-            rows += [base | {"bin": i, "low": bounds[i], "high": bounds[i + 1]} for i in range(len(edges) + 1)]
-    return pa.Table.from_pylist(
-        [row | {"feature_value_id": EVERYTHING_ABSENT + i} for i, row in enumerate(rows)], schema=FEATURE_VALUES
-    )
+        description, unit = DERIVED_CODES.get(code, (told.get("description"), told.get("unit")))
+        parents = told.get("parents") or []
+        if n_without:
+            rows.append(_row(code, RECORDED, description=description, unit=unit, parents=parents))
+        if n_events:
+            rows += binned_rows(code, RECORDED, edges[code], description=description, unit=unit, parents=parents)
+    return numbered(rows)
 
 
-#: MEDS codes that are no feature values of their own: a birth becomes the age, a death is never in the past.
-NO_FEATURES = (meds.birth_code, meds.death_code)
+def binned_rows(code: str, kind: str, edges: np.ndarray, **told: Any) -> list[Row]:
+    """One row a bin between these inner edges."""
+    bounds = [-np.inf, *edges.astype(np.float64).tolist(), np.inf]
+    return [_row(code, kind, bin=i, low=bounds[i], high=bounds[i + 1], **told) for i in range(len(bounds) - 1)]
+
+
+def numbered(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their places as ids."""
+    return [row | {"feature_value_id": EVERYTHING_ABSENT + at} for at, row in enumerate(rows)]
+
+
+def as_table(rows: Sequence[Row]) -> pa.Table:
+    """The table of `schema.FEATURE_VALUES`."""
+    return pa.Table.from_pylist(list(rows), schema=FEATURE_VALUES)
+
+
+def folded(
+    rows: Sequence[Row], patients: np.ndarray, code_patients: Mapping[str, int], below: int, notes: FittingNotes
+) -> tuple[list[Row], np.ndarray]:
+    """The rows after folding what fewer than `below` training patients have, and the new place of each old row.
+
+    A rare code joins the other rare ones of its first parent, or of its name's first part; a rare
+    quantile bin joins the neighbour with fewer patients. Cut-offs that were asked for stay.
+
+    Args:
+        patients: [row] training patients with each feature value.
+        code_patients: training patients with each code.
+
+    Example:
+        >>> rows = numbered([_row("(everything absent)", RECORDED), _row("LAB//a", RECORDED), _row("LAB//b", RECORDED)])
+        >>> kept, place = folded(rows, np.array([0, 40, 2]), {"LAB//a": 40, "LAB//b": 2}, 5, FittingNotes())
+        >>> [row["code"] for row in kept], place.tolist()
+        (['(everything absent)', 'LAB (rare)', 'LAB//a'], [0, 2, 1])
+    """
+    into: dict[int, tuple[Any, ...]] = {0: ("",)}
+    made: dict[tuple[Any, ...], Row] = {("",): dict(rows[0])}
+    for code, places in _runs(rows):
+        if code_patients.get(code, 0) < below:
+            group = f"{_group_of(rows[places[0]])} (rare)"
+            notes.rare_codes[code] = group
+            key: tuple[Any, ...] = (group, RARE)
+            told = f"codes of fewer than {below} training patients"
+            made.setdefault(key, _row(group, RARE, description=told, parents=rows[places[0]]["parents"][:1]))
+            into |= dict.fromkeys(places, key)
+            continue
+        bins = [[place] for place in places if rows[place]["bin"] is not None]
+        while len(bins) > 1 and code not in notes.cut_offs:
+            held = [max(int(patients[place]) for place in merged) for merged in bins]
+            least = int(np.argmin(held))
+            if held[least] >= below:
+                break
+            beside = [at for at in (least - 1, least + 1) if 0 <= at < len(bins)]
+            other = min(beside, key=lambda at: held[at])
+            first, second = sorted((least, other))
+            bins[first : second + 1] = [bins[first] + bins[second]]
+            notes.rare_bins += 1
+        groups = [[place] for place in places if rows[place]["bin"] is None] + bins
+        for number, merged in enumerate(groups):
+            key = (code, RECORDED, number)
+            made[key] = rows[merged[0]] | {"high": rows[merged[-1]]["high"]}
+            into |= dict.fromkeys(merged, key)
+        for number, merged in enumerate(bins):
+            made[into[merged[0]]]["bin"] = number
+    order = [("",), *sorted(key for key in made if key != ("",))]
+    place_of = {key: at for at, key in enumerate(order)}
+    kept = numbered([made[key] for key in order])
+    return kept, np.array([place_of[into[at]] for at in range(len(rows))], dtype=np.int32)
+
+
+def _group_of(row: Row) -> str:
+    if row["parents"]:
+        return str(row["parents"][0])
+    first, parts, _ = row["code"].partition("//")
+    return first if parts else "other codes"
+
+
+def _runs(rows: Sequence[Row]) -> Iterator[tuple[str, list[int]]]:
+    """Each code and the places of its rows, "everything absent" left out."""
+    places: list[int] = []
+    for at in range(1, len(rows)):
+        if places and rows[at]["code"] != rows[places[-1]]["code"]:
+            yield rows[places[0]]["code"], places
+            places = []
+        places.append(at)
+    if places:
+        yield rows[places[0]]["code"], places
+
+
+def _row(code: str, kind: str, parents: Sequence[str] = (), **told: Any) -> Row:
+    return dict.fromkeys(FEATURE_VALUES.names) | {"code": code, "kind": kind, "parents": list(parents)} | told

@@ -1,9 +1,10 @@
-"""A MEDS data set on disk, checked before any work: events, labels, splits and code descriptions."""
+"""A MEDS data set on disk, its layout and types checked before any work: events, labels, splits, descriptions."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import meds
@@ -13,8 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whenwhy.errors import UserError
+from whenwhy.events.findings import Finding, require_sound
 from whenwhy.schema import HELD_OUT, SPLITS, TRAIN, TUNING
 from whenwhy.shards import Json, canonical, content_sha256
+
+EVENT_COLUMNS = {
+    "subject_id": pa.int64(),
+    "time": pa.timestamp("us"),
+    "code": pa.string(),
+    "numeric_value": pa.float32(),
+}
+LABEL_COLUMNS = {"subject_id": pa.int64(), "prediction_time": pa.timestamp("us"), "boolean_value": pa.bool_()}
 
 #: The type of outcome that cannot be explained yet, and why, by MEDS label column.
 UNSUPPORTED_OUTCOMES = {
@@ -26,18 +36,31 @@ UNSUPPORTED_OUTCOMES = {
 
 @dataclass(frozen=True)
 class MedsDataset:
-    """A checked MEDS data set.
+    """A data set whose layout and types were checked; its rows are checked when they are scanned.
 
     Attributes:
         files: the Parquet files below data/, in order of their names.
-        codes: columns code, description, unit, parents; empty where the data set describes none.
+        codes: columns code, description, unit, parents; None where the data set has no codes.parquet.
         splits: columns subject_id, split; None where the data set has none.
+        findings: what is wrong with types and layout.
+        mended: whether `files` are a copy that lies elsewhere, in which each row names its source.
     """
 
     path: Path
     files: tuple[Path, ...]
-    codes: pa.Table
+    codes: pa.Table | None
     splits: pa.Table | None
+    findings: tuple[Finding, ...]
+    mended: bool = False
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name of each file's shard: its path below data/ without the extension."""
+        return [str(file.relative_to(self.path / "data").with_suffix("")) for file in self.files]
+
+    def told_name(self, file: int) -> str:
+        """A file's name for people, below the data set."""
+        return "the mended copy" if self.mended else str(self.files[file].relative_to(self.path))
 
     def as_input(self) -> Json:
         """What a stage records of this data set: a hash over every file that was read."""
@@ -45,12 +68,16 @@ class MedsDataset:
         contents = {str(file.relative_to(self.path)): content_sha256(file) for file in sorted(read)}
         return {"path": str(self.path.resolve()), "sha256": hashlib.sha256(canonical(contents)).hexdigest()}
 
+    def described(self) -> pa.Table:
+        """Columns code, description, unit, parents; without rows where nothing is described."""
+        return _NO_CODES if self.codes is None else self.codes
+
 
 def open_meds(path: Path) -> MedsDataset:
-    """The MEDS data set in a folder.
+    """The MEDS data set in a folder; `findings` names each file whose types would have to be converted.
 
     Raises:
-        UserError: it is missing, or a file has a wrong column or type.
+        UserError: it is missing, or a file lacks a column or cannot be read or converted.
 
     Example: `open_meds(Path("demo/meds")).files`
     """
@@ -59,25 +86,39 @@ def open_meds(path: Path) -> MedsDataset:
     files = tuple(sorted((path / "data").rglob("*.parquet")))
     if not files:
         raise UserError(f"{path} is no MEDS data set: there is no Parquet file below {path / 'data'}.")
-    wanted = {"subject_id": pa.int64(), "time": pa.timestamp("us"), "code": pa.string(), "numeric_value": pa.float32()}
+    findings = []
     for file in files:
-        _check_columns(file, wanted, optional={"numeric_value"})
+        findings += _type_findings(file, path, EVENT_COLUMNS, optional={"numeric_value"})
+    if not (path / meds.dataset_metadata_filepath).exists():
+        findings.append(Finding(str(meds.dataset_metadata_filepath), "is missing, though MEDS 0.4 asks for it"))
     splits_file = path / meds.subject_splits_filepath
     splits = None
     if splits_file.exists():
-        _check_columns(splits_file, {"subject_id": pa.int64(), "split": pa.string()})
+        _type_findings(splits_file, path, {"subject_id": pa.int64(), "split": pa.string()}, convert=False)
         splits = pq.read_table(splits_file, columns=["subject_id", "split"])
-        strange = set(pc.unique(splits["split"]).to_pylist()) - set(SPLITS)
+        strange = {str(name) for name in pc.unique(splits["split"]).to_pylist()} - set(SPLITS)
         if strange:
             raise UserError(f"{splits_file} has the split '{min(strange)}': use {', '.join(SPLITS)}.")
-    return MedsDataset(path, files, _read_codes(path / meds.code_metadata_filepath), splits)
+        splits = splits.set_column(1, "split", splits["split"].cast(pa.string()))
+    return MedsDataset(path, files, _read_codes(path / meds.code_metadata_filepath), splits, tuple(findings))
 
 
-def read_labels(path: Path) -> pa.Table:
+def sound_types(dataset: MedsDataset) -> MedsDataset:
+    """Itself, if no file's types would have to be converted.
+
+    Raises:
+        UserError: one would have to be.
+    """
+    require_sound(dataset.findings, dataset.path)
+    return replace(dataset, findings=tuple(f for f in dataset.findings if not f.refused))
+
+
+def read_labels(path: Path, repair: bool = False) -> pa.Table:
     """Columns subject_id, prediction_time, label ('true' or 'false'), sorted; one row a prediction.
 
     Args:
         path: a MEDS label file, or a folder of them.
+        repair: convert types, and keep one of equal rows.
 
     Raises:
         UserError: it is missing, empty, of one class only, or of an outcome that is not supported yet.
@@ -93,11 +134,14 @@ def read_labels(path: Path) -> pa.Table:
         for column, outcome in UNSUPPORTED_OUTCOMES.items():
             if column in names and "boolean_value" not in names:
                 raise UserError(f"{file} has {column}: {outcome} is not supported yet; give a yes/no boolean_value.")
-        _check_columns(
-            file, {"subject_id": pa.int64(), "prediction_time": pa.timestamp("us"), "boolean_value": pa.bool_()}
-        )
-        tables.append(pq.read_table(file, columns=["subject_id", "prediction_time", "boolean_value"]))
+        findings = _type_findings(file, file.parent, LABEL_COLUMNS)
+        if not repair:
+            require_sound(findings, file.parent)
+        table = pq.read_table(file, columns=list(LABEL_COLUMNS))
+        tables.append(pa.table([converted(table[c], kind) for c, kind in LABEL_COLUMNS.items()], list(LABEL_COLUMNS)))
     table = pa.concat_tables(tables)
+    if repair:
+        table = table.group_by(table.column_names).aggregate([])
     if table.num_rows == 0:
         raise UserError(f"{path} is empty: there is no prediction to explain; give labels with at least one row.")
     for column in table.column_names:
@@ -122,7 +166,7 @@ def split_patients(dataset: MedsDataset, subjects: np.ndarray) -> pa.Table:
     """Columns subject_id, split for the unique `subjects` [patient]: the data set's own, else 70/10/20 by a hash.
 
     Raises:
-        UserError: a subject has no split, or a split has no subject.
+        UserError: a subject has no split, or more than one.
     """
     subjects = np.unique(subjects)
     if dataset.splits is None:
@@ -130,29 +174,37 @@ def split_patients(dataset: MedsDataset, subjects: np.ndarray) -> pa.Table:
         split = np.where(share < 0.2, HELD_OUT, np.where(share < 0.3, TUNING, TRAIN))
         return pa.table({"subject_id": subjects, "split": split})
     wanted = dataset.splits.filter(pc.is_in(dataset.splits["subject_id"], pa.array(subjects)))
-    missing = len(subjects) - wanted.num_rows
-    if missing:
+    named = pc.count_distinct(wanted["subject_id"]).as_py()
+    if named != len(subjects) or named != wanted.num_rows:
         raise UserError(
             f"{dataset.path / meds.subject_splits_filepath} does not name each labelled patient once "
-            f"({len(subjects):,} patients, {wanted.num_rows:,} splits): mend it, or remove it to split by a hash."
+            f"({len(subjects):,} patients, {named:,} of them in {wanted.num_rows:,} rows): mend it, or remove it to "
+            "split by a hash."
         )
     return wanted
 
 
-def _read_codes(file: Path) -> pa.Table:
+def converted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """The column as `kind`: times with a zone as UTC, times finer than a microsecond cut, numbers rounded."""
+    if column.type == kind:
+        return column
+    return column.cast(kind, safe=False)
+
+
+def _read_codes(file: Path) -> pa.Table | None:
     if not file.exists():
-        names = ["code", "description", "unit"]
-        return pa.table(
-            {name: pa.array([], pa.string()) for name in names} | {"parents": pa.array([], pa.list_(pa.string()))}
-        )
-    _check_columns(file, {"code": pa.string()})
+        return None
+    _type_findings(file, file.parent, {"code": pa.string()}, convert=False)
     table = pq.read_table(file)
     count = table.num_rows
 
     def column(name: str, kind: pa.DataType) -> pa.Array:
-        return table[name].cast(kind) if name in table.column_names else pa.nulls(count, kind)
+        try:
+            return table[name].cast(kind) if name in table.column_names else pa.nulls(count, kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise UserError(f"{file}: column '{name}' is {table[name].type}, not {kind}: convert it.") from None
 
-    return pa.table(
+    codes = pa.table(
         {
             "code": table["code"].cast(pa.string()),
             "description": column("description", pa.string()),
@@ -160,6 +212,16 @@ def _read_codes(file: Path) -> pa.Table:
             "parents": column("parent_codes", pa.list_(pa.string())),
         }
     )
+    twice = count - pc.count_distinct(codes["code"], mode="all").as_py()
+    if twice:
+        raise UserError(f"{file} describes {twice:,} codes more than once: keep one row of each.")
+    return codes
+
+
+_NO_CODES = pa.table(
+    {name: pa.array([], pa.string()) for name in ("code", "description", "unit")}
+    | {"parents": pa.array([], pa.list_(pa.string()))}
+)
 
 
 def _read_schema(file: Path) -> pa.Schema:
@@ -169,16 +231,44 @@ def _read_schema(file: Path) -> pa.Schema:
         raise UserError(f"{file} is no readable Parquet file ({str(error).splitlines()[0]}): write it again.") from None
 
 
-def _check_columns(file: Path, wanted: dict[str, pa.DataType], optional: set[str] | None = None) -> None:
+def _type_findings(
+    file: Path, below: Path, wanted: dict[str, pa.DataType], optional: set[str] | None = None, convert: bool = True
+) -> list[Finding]:
+    """The columns that are of another type than MEDS 0.4 asks, but can be converted.
+
+    Raises:
+        UserError: a column is missing, or cannot be converted (or `convert` is false).
+    """
     schema = _read_schema(file)
+    findings = []
     for name, kind in wanted.items():
         if name not in schema.names:
             if name in (optional or set()):
                 continue
             raise UserError(f"{file} has no column '{name}' (it has {', '.join(schema.names)}): MEDS 0.4 asks for it.")
+        if schema.names.count(name) > 1:
+            raise UserError(f"{file} has the column '{name}' {schema.names.count(name)} times: keep one.")
         found = schema.field(name).type
         if pa.types.is_dictionary(found):
             found = found.value_type
-        same_text = pa.types.is_string(kind) and (pa.types.is_large_string(found) or pa.types.is_string_view(found))
-        if found != kind and not same_text:
+        if found == kind or (pa.types.is_string(kind) and _is_text(found)):
+            continue
+        if not convert or not _convertible(found, kind):
             raise UserError(f"{file}: column '{name}' is {found}, not {kind} as MEDS 0.4 asks: convert it.")
+        what = f"column '{name}' is {found}, not {kind}"
+        findings.append(Finding(str(file.relative_to(below)), what, None, "converted", True))
+    return findings
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _convertible(found: pa.DataType, kind: pa.DataType) -> bool:
+    if pa.types.is_timestamp(kind):
+        return bool(pa.types.is_timestamp(found) or pa.types.is_date(found))
+    if pa.types.is_integer(kind):
+        return bool(pa.types.is_integer(found))
+    if pa.types.is_floating(kind):
+        return bool(pa.types.is_floating(found) or pa.types.is_integer(found) or pa.types.is_decimal(found))
+    return False

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from whenwhy.events.sequence_batch import SequenceBatch, Sequences
-from whenwhy.events.sequences import TABLE
+from whenwhy.events.sequence_directory import TABLE
 from whenwhy.shards import StageDirectory
 
 #: Batches that wait ready.

@@ -1,0 +1,160 @@
+"""The scan's scratch files flow in, each shard's events flow out in one order, whatever the files' layout.
+
+An event is here a patient, a time, a provisional feature value and a number. Who has which feature value
+is counted on the way, since what is rare is folded before records are written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from whenwhy.events.cohort import Cohort
+from whenwhy.events.event_scan import SOURCE, UNDATED, stratum_value
+from whenwhy.events.feature_values import Lookup, ordered_bits
+
+PROVISIONAL = "provisional.parquet"  # the table of feature values before folding
+CODES = "codes.json"  # the codes that a position stands for
+
+
+@dataclass(frozen=True)
+class Part:
+    """A scratch file of the scan, and the name of the MEDS shard that it came from."""
+
+    file: str
+    source: str
+
+
+@dataclass(frozen=True)
+class GatherShard:
+    """The engine's task: the events of one shard's patients, in order, in SHARD.arrow; counts in SHARD.npz.
+
+    Attributes:
+        anchors: codes one of whose events anchors a record.
+        strata: first parts of static codes, in lower case, whose values make cohorts.
+    """
+
+    scratch: str
+    parts: tuple[Part, ...]
+    anchors: tuple[str, ...]
+    strata: tuple[str, ...]
+
+    def start(self) -> Callable[[str], int]:
+        scratch = Path(self.scratch)
+        cohort = Cohort.load(scratch)
+        codes: list[str] = json.loads((scratch / CODES).read_text())
+        position = {code: at for at, code in enumerate(codes)}
+        table = pa.parquet.read_table(scratch / PROVISIONAL)
+        lookup = Lookup(table, codes)
+        # [id] the position of its code
+        code_of = np.array([position.get(code, -1) for code in table["code"].to_pylist()], dtype=np.int32)
+        anchor = np.array([code in self.anchors for code in codes], dtype=bool)
+        names = [code.split("//")[0].lower() for code in codes]
+        of_strata = np.array([name in self.strata for name in names], dtype=bool)
+
+        @lru_cache(maxsize=256)
+        def opened(file: str) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+            part = pa.ipc.open_file(pa.memory_map(file)).read_all()
+            told = part.schema.metadata
+            place = [position[code] for code in json.loads(told[b"codes"])]
+            return part, np.frombuffer(told[b"offsets"], "<i8"), np.array(place, dtype=np.int32)
+
+        def one_shard(key: str) -> int:
+            number = int(key.rpartition("-")[2])
+            patients = cohort.patients_of(number)
+            columns: dict[str, list[np.ndarray]] = {name: [] for name in ("patient", "time", "code", "value")}
+            sources = np.full(len(patients), "", dtype=object)
+            for part in self.parts:
+                whole, offsets, place = opened(part.file)
+                table = whole.slice(offsets[number], offsets[number + 1] - offsets[number])
+                if not table.num_rows:
+                    continue
+                patient = np.searchsorted(patients, table["patient"].to_numpy())
+                here, first = np.unique(patient, return_index=True)
+                sources[here] = (
+                    table[SOURCE].combine_chunks().take(pa.array(first)).to_pylist()
+                    if SOURCE in table.column_names
+                    else part.source
+                )
+                columns["patient"].append(patient)
+                columns["time"].append(table["time"].to_numpy())
+                columns["code"].append(place[table["code"].to_numpy()])
+                columns["value"].append(table["value"].to_numpy())
+            patient, time, code, value = (
+                np.concatenate([np.array([], kind), *arrays])
+                for arrays, kind in zip(columns.values(), (np.int64, np.int64, np.int32, np.float32), strict=True)
+            )
+            ids = lookup.ids(code, value)
+            order = _order(patient, time, ids, value)
+            patient, time, code, value, ids = (column[order] for column in (patient, time, code, value, ids))
+
+            strata: list[dict[str, str]] = [{} for _ in patients]
+            for at in np.flatnonzero((time == UNDATED) & of_strata[code]):
+                told = stratum_value(codes[code[at]], value[at])
+                of_patient = strata[patient[at]]
+                of_patient[names[code[at]]] = min(told, of_patient.get(names[code[at]], told))
+
+            known = ids >= 0
+            training = cohort.training[patients][patient] & known
+            np.savez(
+                scratch / f"{key}.npz",
+                patients=_distinct_patients(patient[training], ids[training], len(code_of)),
+                code_patients=_distinct_patients(patient[training], code_of[ids[training]], len(codes)),
+                unknown=np.bincount(code[~known], minlength=len(codes)),
+            )
+            keep = known | anchor[code]
+            table = pa.table(
+                {
+                    "patient": patient[keep].astype(np.int32),
+                    "time": time[keep],
+                    "id": ids[keep],
+                    "value": value[keep],
+                    "anchor": (anchor[code] & (time != UNDATED))[keep],
+                }
+            ).replace_schema_metadata({"patients": json.dumps({"sources": list(sources), "strata": strata}).encode()})
+            with pa.OSFile(str(scratch / f"{key}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+                out.write_table(table.combine_chunks())
+            return len(patient)
+
+        return one_shard
+
+
+def _order(patient: np.ndarray, time: np.ndarray, ids: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The order of events by patient, time, feature value and number; within a run of a patient times ascend."""
+    if not len(patient):
+        return np.array([], dtype=np.int64)
+    # Runs of one patient move as a whole; most are whole patients.
+    begins = np.flatnonzero(np.diff(patient, prepend=-1) != 0)
+    lengths = np.diff(np.append(begins, len(patient)))
+    moved = np.argsort(patient[begins], kind="stable")
+    starts = begins[moved] - np.concatenate([[0], np.cumsum(lengths[moved])[:-1]])
+    order = np.repeat(starts, lengths[moved]) + np.arange(len(patient))
+    new = (np.diff(patient[order], prepend=-1) != 0) | (np.diff(time[order], prepend=0) != 0)
+    key = (np.cumsum(new).astype(np.int64) << 32) | (ids[order].astype(np.int64) + 1)
+    within = np.argsort(key, kind="stable")
+    order, key = order[within], key[within]
+    tied = np.concatenate([[False], key[1:] == key[:-1]])
+    tied |= np.append(tied[1:], False)
+    at = np.flatnonzero(tied)
+    order[at] = order[at][np.lexsort((ordered_bits(value[order[at]]), key[at]))]
+    return order
+
+
+def _distinct_patients(patient: np.ndarray, what: np.ndarray, size: int) -> np.ndarray:
+    """How many patients have each [size]."""
+    pairs = np.unique(patient.astype(np.int64) * size + what)
+    return np.bincount(pairs % size, minlength=size) if len(pairs) else np.zeros(size, dtype=np.int64)
+
+
+def read_gathered(file: Path) -> tuple[dict[str, np.ndarray], list[str], list[dict[str, str]]]:
+    """What a GatherShard wrote: the columns, and each patient's source and strata."""
+    table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    told = json.loads(table.schema.metadata[b"patients"])
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    return columns, told["sources"], told["strata"]

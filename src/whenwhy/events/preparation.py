@@ -1,0 +1,335 @@
+"""The passes of `whenwhy prepare`: scan, gather, write. Each is a loop of the engine over names.
+
+Scan checks every row of every file and keeps what predictions may know, sorted by shard. Gather puts a
+shard's events in one order and counts who has what. Write makes records of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from whenwhy.engine import Workers, run
+from whenwhy.errors import UserError
+from whenwhy.events.cohort import Cohort
+from whenwhy.events.derived_features import with_derived
+from whenwhy.events.feature_values import AGE, ANY_NUMBER, FittingNotes, Row, Vocabulary, as_table, folded
+from whenwhy.events.findings import as_rows, require_sound
+from whenwhy.events.fitting import fitted, foreign_rows, require_codes
+from whenwhy.events.foreign_vocabulary import foreign_vocabulary
+from whenwhy.events.gathered_events import CODES, PROVISIONAL, GatherShard, read_gathered
+from whenwhy.events.meds_dataset import MedsDataset
+from whenwhy.events.prepare_settings import ADMISSION, PREDICTION, PrepareSettings
+from whenwhy.events.records import PatientEvents, records_of
+from whenwhy.events.repair import repaired
+from whenwhy.events.scanned import scanned
+from whenwhy.events.sequence_directory import (
+    COUNTS,
+    LAYOUT,
+    LAYOUT_FILE,
+    NOTES_FILE,
+    PLACE_FILE,
+    PROVISIONAL_FILE,
+    REPORT,
+    TABLE,
+    VOCABULARY,
+    read_layout,
+    shard_names,
+    shard_place,
+)
+from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, years_at
+from whenwhy.schema import FEATURE_VALUES
+from whenwhy.shards import SCRATCH, Json, StageDirectory
+
+BIRTHS = "births.npy"  # in scratch: the time of each patient's birth
+
+#: What MEDS data sets call an admission, the first that a data set has.
+ADMISSIONS = ("HOSPITAL_ADMISSION", "ADMISSION", "INPATIENT_ADMISSION", "ICU_ADMISSION", "VISIT", "ENCOUNTER")
+
+
+@dataclass(frozen=True)
+class PrepareShard:
+    """The engine's task: one shard's events, gathered before, become its sequences."""
+
+    out: str
+
+    def start(self) -> Callable[[str], int]:
+        stage = StageDirectory.open(Path(self.out), "prepare")
+        scratch = Path(self.out) / SCRATCH
+        settings = PrepareSettings.of(stage.settings)
+        rules = settings.rules
+        cohort = Cohort.load(scratch)
+        births = np.load(scratch / BIRTHS)
+        layout, place, table = read_layout(stage)
+        ages_of = Vocabulary(table) if AGE in set(table["code"].to_pylist()) else None
+        bands = AGE_BAND in settings.strata
+
+        def one_shard(key: str) -> int:
+            _, number = shard_place(key)
+            events, sources, strata = read_gathered(scratch / f"{key}.arrow")
+            predictions, patients = cohort.predictions_of(number), cohort.patients_of(number)
+            patient = np.searchsorted(cohort.subject_id[patients], predictions["subject_id"].to_numpy())
+            time = predictions["prediction_time"].cast(pa.int64()).to_numpy()
+            years = years_at(births[patients[patient]], time)
+            none = np.full(len(years), -1, dtype=np.int32)
+            age_id = none if ages_of is None else ages_of.ids(pa.array([AGE] * len(years), pa.string()), years)
+            age_id = np.where(np.isnan(years), none, age_id)
+            cohorts = [dict(strata[p]) for p in patient]
+            for name in settings.strata:
+                for of_prediction, band in zip(cohorts, age_bands(years), strict=True):
+                    of_prediction.setdefault(name.lower(), band if name == AGE_BAND else "unknown")
+            plain = predictions.append_column("source", pa.array([sources[p] or None for p in patient], pa.string()))
+            plain = plain.append_column(
+                "strata", pa.array([sorted(c.items()) for c in cohorts], pa.map_(pa.string(), pa.string()))
+            )
+            ids = np.where(events["id"] >= 0, place[events["id"]], -1).astype(np.int32)
+            told = PatientEvents(
+                events["patient"], events["time"], ids, events["value"], events["anchor"], (age_id, years)
+            )
+            records = records_of(plain, patient, told, rules, layout)
+            # A training patient counts once: the record of the last prediction.
+            counted = cohort.training[patients[patient]] & (time == cohort.latest[patients[patient]])
+            counts = training_counts(records.row, records.id, records.static, counted, plain["label"], len(table))
+            with np.load(scratch / f"{key}.npz") as gathered:
+                unknown = int(gathered["unknown"].sum())
+            stage.publish(key, {TABLE: records.table, COUNTS: counts}, records.counts | {"n_unknown": unknown})
+            return records.counts["n_events"]
+
+        assert not bands or len(births) == len(cohort.subject_id)
+        return one_shard
+
+
+def training_counts(
+    row: np.ndarray, ids: np.ndarray, static: np.ndarray, counted: np.ndarray, label: pa.ChunkedArray, size: int
+) -> pa.Table:
+    """By feature value, of training patients' last records: values, patients, and of static ones the positive."""
+    inside = counted[row]
+    row, ids, static = row[inside], ids[inside].astype(np.int64), static[inside]
+    pairs = np.unique(row * size + ids)
+    positive = np.asarray(label.to_numpy(zero_copy_only=False) == "true")
+    undated = np.unique(row[static] * size + ids[static])
+    return pa.table(
+        {
+            "n_train": np.bincount(ids, minlength=size),
+            "n_train_patients": np.bincount(pairs % size, minlength=size),
+            "n_undated": np.bincount(undated % size, minlength=size),
+            "n_undated_positive": np.bincount(undated % size, positive[undated // size], minlength=size).astype(
+                np.int64
+            ),
+        }
+    )
+
+
+class Preparation:
+    """One run of the passes, with its scratch folder, which goes when the run ends.
+
+    Used as a context: scan, then layout (or given_layout), then write.
+    """
+
+    def __init__(
+        self,
+        dataset: MedsDataset,
+        cohort: Cohort,
+        settings: PrepareSettings,
+        out: Path,
+        workers: Workers,
+        memory_limit: str,
+        repair: bool,
+    ) -> None:
+        self.dataset, self.cohort, self.settings, self.workers = dataset, cohort, settings, workers
+        self.memory_limit, self.repair = memory_limit, repair
+        self.out, self.scratch = out, out / SCRATCH
+        self.report: Json = {}
+        self.notes = FittingNotes()
+
+    def __enter__(self) -> Preparation:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+        self.cohort.save(self.scratch)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        if error is not None and not any(self.out.iterdir()):
+            self.out.rmdir()  # nothing was begun
+
+    # -- scan ----------------------------------------------------------------------------------------
+
+    def scan(self) -> None:
+        """Every row checked; what predictions may know is in scratch, sorted by shard.
+
+        Raises:
+            UserError: the data set breaks the rules of MEDS and may not be repaired, or the cohort is empty.
+        """
+        self._scan_files(self.dataset)
+        original = self.scanned.findings
+        refused = [finding for finding in original if finding.refused]
+        mendable = [finding for finding in original if finding.repair]
+        if not self.repair:
+            require_sound(original, self.dataset.path)
+        elif mendable:
+            mended = repaired(self.dataset, self.scratch, self.memory_limit)
+            self._scan_files(mended)
+            require_sound(self.scanned.findings, self.dataset.path)
+        self.report["findings"] = as_rows(original)
+        self.report["repaired"] = bool(self.repair and (mendable or refused))
+        where = self.dataset.path
+        if not self.scanned.kept and not self._ages().size:
+            raise UserError(
+                f"{where} has no event of any labelled patient up to the prediction time: "
+                "the cohort is empty; check that labels and data belong together."
+            )
+        require_strata(self.settings.strata, self.scanned.static_codes, self.scanned.strata_values, where)
+        self.codes = self.scanned.codes
+        require_codes(self.settings.without, [AGE, *self.codes], where)
+        require_codes([*self.settings.cut_offs], self.codes, where)
+        self.anchors = self._anchor_codes()
+
+    def _scan_files(self, dataset: MedsDataset) -> None:
+        self.scanned = scanned(
+            dataset, self.cohort, self.scratch, self.workers, self.settings.without, self.settings.strata
+        )
+        np.save(self.scratch / BIRTHS, self.scanned.births)
+
+    def _ages(self) -> np.ndarray:
+        """[training patient] age at the last prediction; empty where it is left out or never known."""
+        if AGE in self.settings.without:
+            return np.array([], np.float32)
+        years = years_at(self.scanned.births, self.cohort.latest)[self.cohort.training]
+        return years if not np.isnan(years).all() else np.array([], np.float32)
+
+    def _anchor_codes(self) -> tuple[str, ...]:
+        """The codes that anchor a record."""
+        asked = self.settings.anchor
+        if asked == PREDICTION:
+            return ()
+        names = ADMISSIONS if asked == ADMISSION else (asked,)
+        for name in names:
+            codes = tuple(code for code in self.codes if code == name or code.startswith(f"{name}//"))
+            if codes:
+                return codes
+        if asked == ADMISSION:
+            raise UserError(
+                f"{self.dataset.path} has no code that admits a patient ({', '.join(ADMISSIONS)}): "
+                "give --anchor the code that anchors a record."
+            )
+        first_parts = {code.split("//")[0] for code in self.codes}
+        require_codes([asked], sorted({PREDICTION, ADMISSION, *first_parts, *self.codes}), self.dataset.path)
+        raise AssertionError("an anchor that is a code's first part has codes")
+
+    # -- layout --------------------------------------------------------------------------------------
+
+    def layout(self, vocabulary: Path | None) -> dict[str, pa.Table | bytes]:
+        """The files of the entry LAYOUT: how events become feature values, fitted or given. Events are gathered."""
+        where = self.dataset.path
+        codes = self.dataset.described()
+        if vocabulary is not None:
+            rows = foreign_rows(foreign_vocabulary(vocabulary), codes)
+            self._gather(rows, 0)
+            kept, place = rows, np.arange(len(rows), dtype=np.int32)
+        else:
+            if not self.scanned.count_files and not self._ages().size:
+                raise UserError(f"{where} has no event of a training patient: give the 'train' split some patients.")
+            rows = fitted(
+                self.scanned.count_files, self._ages(), codes, self.settings.bins, self.settings.cut_offs,
+                self.scratch, self.memory_limit, self.notes,
+            )  # fmt: skip
+            if len(rows) == 1:
+                raise UserError(f"{where} has no event of a training patient: give the 'train' split some patients.")
+            patients, code_patients = self._gather(rows, 0)
+            kept, place = folded(rows, patients, code_patients, self.settings.rare_below, self.notes)
+        final, layout = with_derived(kept, self.settings.derived, str(where))
+        for row in final:
+            row["bin"] = None if row["bin"] == ANY_NUMBER else row["bin"]
+        return {
+            PROVISIONAL_FILE: as_table(rows),
+            VOCABULARY: as_table(final),
+            PLACE_FILE: _bytes_of(lambda file: np.save(file, place)),
+            LAYOUT_FILE: _bytes_of(layout.save),
+            NOTES_FILE: json.dumps(self.notes.__dict__, sort_keys=True).encode(),
+        }
+
+    def given_layout(self, stage: StageDirectory, generation: int) -> None:
+        """Events of a further generation gathered by the layout of the first."""
+        self._gather(stage.read(LAYOUT, PROVISIONAL_FILE).to_pylist(), generation)
+
+    def _gather(self, rows: Sequence[Row], generation: int) -> tuple[np.ndarray, dict[str, int]]:
+        """Each shard's events in order; training patients by row and by code."""
+        pq.write_table(as_table(rows), self.scratch / PROVISIONAL)
+        (self.scratch / CODES).write_text(json.dumps(self.codes))
+        task = GatherShard(
+            str(self.scratch), self.scanned.parts, self.anchors, tuple(name.lower() for name in self.settings.strata)
+        )
+        names = shard_names(generation, self.cohort.shards)
+        run(task, names, stage="gather", unit="events", workers=self.workers)
+        patients = np.zeros(len(rows), dtype=np.int64)
+        by_code, unknown = (np.zeros(len(self.codes), dtype=np.int64) for _ in range(2))
+        for name in names:
+            with np.load(self.scratch / f"{name}.npz") as counted:
+                patients += counted["patients"]
+                by_code += counted["code_patients"]
+                unknown += counted["unknown"]
+        most = np.argsort(-unknown, kind="stable")
+        self.report["unknown"] = {self.codes[at]: int(unknown[at]) for at in most if unknown[at]}
+        code_patients = dict(zip(self.codes, by_code.tolist(), strict=True))
+        ages = self._ages()
+        code_patients[AGE] = int((~np.isnan(ages)).sum())
+        if code_patients[AGE]:
+            ids = Vocabulary(as_table(rows)).ids(pa.array([AGE] * len(ages), pa.string()), ages)
+            patients += np.bincount(ids[ids >= 0], minlength=len(rows))
+        return patients, code_patients
+
+    # -- write ---------------------------------------------------------------------------------------
+
+    def write(self, stage: StageDirectory, layout: dict[str, pa.Table | bytes] | None, generation: int) -> None:
+        """Every missing shard written; then what follows from all of them: counts, and the report."""
+        if layout is not None and not stage.has(LAYOUT):
+            stage.publish(LAYOUT, layout)
+        shards = shard_names(generation, self.cohort.shards)
+        missing = [name for name in shards if not stage.has(name)]
+        finished = len(shards) - len(missing)
+        run(
+            PrepareShard(str(self.out)),
+            missing,
+            stage="prepare",
+            unit="events",
+            workers=self.workers,
+            finished=finished,
+        )
+        names = COUNTED
+        totals = np.sum([np.stack([stage.read(s, COUNTS)[n].to_numpy() for n in names]) for s in shards], axis=0)
+        table = read_layout(stage)[2]
+        if not stage.has(VOCABULARY):
+            for name, counts in zip(names[:2], totals, strict=False):
+                table = table.set_column(table.column_names.index(name), name, pa.array(counts))
+            stage.publish(VOCABULARY, {VOCABULARY: table.cast(FEATURE_VALUES)})
+        self.report["undated"] = [
+            {"code": code, "feature_value_id": at, "n_train": int(n), "n_train_positive": int(positive)}
+            for at, (code, n, positive) in enumerate(zip(table["code"].to_pylist(), *totals[2:], strict=True))
+            if n
+        ]
+        self.report["notes"] = self.notes.__dict__
+        name = REPORT if generation == 0 else f"{REPORT}-g{generation}"
+        if not stage.has(name):
+            # Said of the data, not made from it: findings count rows that no prediction may know.
+            stage.publish(name, {}, self.report)
+
+
+COUNTED = ("n_train", "n_train_patients", "n_undated", "n_undated_positive")
+
+
+def _bytes_of(write: Callable[[BytesIO], object]) -> bytes:
+    buffer = BytesIO()
+    write(buffer)
+    return buffer.getvalue()

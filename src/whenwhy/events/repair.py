@@ -1,0 +1,81 @@
+"""A MEDS data set that breaks the rules flows in, a mended copy flows out: sorted, each subject together, nothing twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from whenwhy.events.event_scan import ROWS_AT_ONCE, SOURCE
+from whenwhy.events.meds_dataset import EVENT_COLUMNS, MedsDataset, converted
+
+
+def repaired(dataset: MedsDataset, scratch: Path, memory_limit: str) -> MedsDataset:
+    """The data set with its events in one mended copy below `scratch`; the original is not touched.
+
+    Types are converted, rows without a subject or code and repeated rows left out, and the rest sorted by
+    subject and time. Each row keeps the name of the shard it came from; a subject of several files
+    belongs to the first.
+
+    Example: `repaired(open_meds(Path("meds")), Path("scratch"), "1GB").files`
+    """
+    files = [_converted_copy(dataset, number, scratch) for number in range(len(dataset.files))]
+    mended = scratch / "mended.parquet"
+    with connect(memory_limit, scratch) as db:
+        listed = ", ".join(literal(str(file)) for file in files)
+        db.execute(
+            f"""copy (
+                with rows as (
+                    select subject_id, time, code, numeric_value, min({SOURCE}) as {SOURCE}
+                    from read_parquet([{listed}]) where subject_id is not null and code is not null
+                    group by all
+                ),
+                first as (select subject_id, min({SOURCE}) as {SOURCE} from rows group by 1)
+                select rows.* exclude ({SOURCE}), first.{SOURCE} from rows join first using (subject_id)
+                order by subject_id, time nulls first, code, numeric_value
+            ) to {literal(str(mended))} (format parquet, row_group_size 500000)"""
+        )
+    for file in files:
+        file.unlink()
+    return replace(dataset, files=(mended,), mended=True, findings=tuple(f for f in dataset.findings if not f.refused))
+
+
+def _converted_copy(dataset: MedsDataset, number: int, scratch: Path) -> Path:
+    """One file with the four columns in MEDS types, and its shard's name."""
+    copy = scratch / f"converted-{number:05d}.parquet"
+    schema = pa.schema([*EVENT_COLUMNS.items(), (SOURCE, pa.string())])
+    file = pq.ParquetFile(dataset.files[number])
+    with pq.ParquetWriter(copy, schema) as out:
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(EVENT_COLUMNS)):
+            table = pa.Table.from_batches([batch])
+            columns = [
+                converted(table[name], kind) if name in table.column_names else pa.nulls(table.num_rows, kind)
+                for name, kind in EVENT_COLUMNS.items()
+            ]
+            source = pa.array([dataset.names[number]] * table.num_rows, pa.string())
+            out.write_table(pa.table([*columns, source], schema=schema))
+    return copy
+
+
+def connect(memory_limit: str, scratch: Path) -> duckdb.DuckDBPyConnection:
+    """A DuckDB with a memory limit that spills to `scratch` and never fetches an extension."""
+    return duckdb.connect(
+        config={
+            "memory_limit": memory_limit,
+            "temp_directory": str(scratch),
+            "autoinstall_known_extensions": "false",
+        }
+    )
+
+
+def literal(text: str) -> str:
+    """A SQL string literal.
+
+    Example:
+        >>> literal("it's")
+        "'it''s'"
+    """
+    return "'" + text.replace("'", "''") + "'"
