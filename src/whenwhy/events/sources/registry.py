@@ -24,7 +24,6 @@ from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sources.meds_writer import MedsWriter
 from whenwhy.shards import content_sha256
 
-
 Write = Callable[..., None]
 
 #: In an option's annotation: it says how the work is done, never what comes out, so it is not recorded.
