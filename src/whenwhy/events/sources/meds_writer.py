@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,11 +87,13 @@ class MedsWriter:
         )
         pq.write_table(table, _file(self.folder, meds.code_metadata_filepath))
 
-    def splits(self, subject: np.ndarray, split: np.ndarray) -> None:
-        """metadata/subject_splits.parquet, by subject; both arrays are [subject]."""
-        order = np.argsort(subject)
-        table = pa.table({"subject_id": subject[order], "split": pa.array(split[order], pa.string())}, SPLITS)
-        pq.write_table(table, _file(self.folder, meds.subject_splits_filepath))
+    def splits(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        """metadata/subject_splits.parquet, from parts of successive subjects: subjects and their splits, [subject]."""
+        with pq.ParquetWriter(_file(self.folder, meds.subject_splits_filepath), SPLITS) as file:
+            for subject, split in parts:
+                order = np.argsort(subject)
+                columns = {"subject_id": subject[order], "split": pa.array(split[order], pa.string())}
+                file.write_table(pa.table(columns, SPLITS))
 
     def labels(self, task: str, subject: np.ndarray, time: np.ndarray, value: np.ndarray) -> None:
         """labels/TASK/0.parquet: yes or no at a prediction time, by subject; the arrays are [prediction]."""

@@ -113,7 +113,7 @@ def nafld(writer: MedsWriter, inputs: tuple[Path, ...] = ()) -> None:
         "LGPL >= 2; cite Allen, Therneau et al., Hepatology 2018;67:1726",
     )
     writer.codes(CODES)
-    writer.splits(subject, fifths(len(subject), seed=2018))
+    writer.splits([(subject, fifths(len(subject), seed=2018))])
     writer.labels(LABELS, subject[evaluable], np.full(evaluable.sum(), index), died[evaluable])
     groups = np.split(np.sort(subject), np.arange(PATIENTS_PER_FILE, len(subject), PATIENTS_PER_FILE))
     writer.progress.expect(len(groups))

@@ -106,7 +106,7 @@ def physionet2012(writer: MedsWriter, inputs: tuple[Path, ...]) -> None:
         "ODC-By 1.0; cite Silva et al., Comput Cardiol 2012;39:245 and Goldberger et al., Circulation 2000;101:e215",
     )
     writer.codes(CODES)
-    writer.splits(record, fifths(len(record), seed=2012))
+    writer.splits([(record, fifths(len(record), seed=2012))])
     labelled = np.array([number for number in record.tolist() if number in outcomes], dtype=np.int64)
     if len(labelled):
         when = np.full(len(labelled), admission + np.timedelta64(PREDICTION_HOURS, "h"))
