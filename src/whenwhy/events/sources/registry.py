@@ -130,7 +130,7 @@ def import_source(name: str, out: Path, *inputs: Path, **options: Any) -> bool:
         raise UserError(f"The source '{name}' reads no file, so {inputs[0]} has no place: give its options alone.")
     if found.needs_files and not inputs:
         raise UserError(f"The source '{name}' reads a file or folder: name it before the place of the data set.")
-    for path in inputs:
+    for path in (*inputs, *(value for value in asked.values() if isinstance(value, Path))):
         if not path.exists():
             raise UserError(f"{path} does not exist: name the file or folder that '{name}' is to read.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -215,9 +215,15 @@ def _check_same(out: Path, etl: Mapping[str, Any]) -> None:
     different = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     if different:
         said = ", ".join(
-            f"other {key}" if key == "inputs" else f"{key} = {json.dumps(old.get(key))}" for key in different
+            f"other {key}" if key == "inputs" else f"--{key.replace('_', '-')} {_shown(old.get(key))}"
+            for key in different[:3]
         )
         raise UserError(f"{out} holds a data set of other settings ({said}): give a new directory, or remove it.")
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) < 40 else text[:8] + "..."
 
 
 @contextmanager

@@ -179,8 +179,9 @@ def intercept_for(prevalence: float, logit: np.ndarray) -> float:
 
 def placed(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Where each prediction is counted, [prediction]: its logit on the grid, positives behind all negatives."""
-    place = np.rint((np.clip(logit, -WIDEST, WIDEST) + WIDEST) / GRID).astype(np.int32)
-    return place + GRID_SIZE * label.astype(np.int32)
+    place: np.ndarray = np.rint((np.clip(logit, -WIDEST, WIDEST) + WIDEST) / GRID).astype(np.int32)
+    place[label] += GRID_SIZE
+    return place
 
 
 def auroc(counts: np.ndarray) -> float | None:
@@ -211,5 +212,5 @@ def described(intercept: float, counts: np.ndarray) -> dict[str, Any]:
         "n_predictions": n_negative + n_positive,
         "n_positive": n_positive,
         "prevalence": n_positive / (n_negative + n_positive),
-        "bayes_auroc": None if best is None else round(best, 6),
+        "bayes_auroc": None if best is None else round(best, 4),
     }
