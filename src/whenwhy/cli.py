@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
+import typer.main
 from rich.console import Console
 from typer.exceptions import Exit, TyperException
 
@@ -16,8 +19,10 @@ from whenwhy.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from typer._click.core import Command, Context
 
     from whenwhy.engine import Workers
+    from whenwhy.events.sources import Source
 
 # Heavy modules (torch, Ray, Bokeh...) are imported by the command that needs them, so that --help is quick.
 
@@ -70,17 +75,74 @@ def demo_command(
         _serve(store, port, "127.0.0.1")
 
 
-@app.command("import")
-def import_command(
-    source: Annotated[str, typer.Argument(help="A named source: see `whenwhy info sources`.")],
-    out_meds: Annotated[Path, typer.Argument(help="The new MEDS data set.", metavar="OUT_MEDS")],
-) -> None:
-    """A named source becomes a MEDS data set."""
-    from whenwhy.events.sources import import_source
+class SourceCommands(typer.core.TyperGroup):
+    """One command for each source, with that source's own options; sources are imported when one is asked for."""
 
-    wrote = import_source(source, out_meds)
-    labels = ", ".join(str(path) for path in sorted((out_meds / "labels").glob("*"))) or "none"
-    out.print(f"{'Wrote' if wrote else 'Found'} the MEDS data set {out_meds} (labels: {labels}).", soft_wrap=True)
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        if not args:
+            raise UserError(
+                f"Name a source, {', '.join(self.list_commands(ctx))}: `whenwhy info sources` describes them."
+            )
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        from whenwhy.events.sources import registered_sources
+
+        return list(registered_sources())
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        from whenwhy.events.sources import named_source
+
+        return _source_command(named_source(cmd_name))
+
+
+# A group, so that `whenwhy import SOURCE --help` shows the source's options; registered as a command like the others.
+@app.command("import", cls=SourceCommands)  # type: ignore[arg-type]
+def import_command() -> None:
+    """A named source becomes a MEDS data set: `whenwhy import SOURCE --help` lists its options."""
+
+
+def _source_command(source: Source) -> Command:
+    """`whenwhy import SOURCE`: the paths, --out, and the options that the source's function names."""
+
+    def command(paths: list[Path] | None, out_path: Path | None, **options: Any) -> None:
+        from whenwhy.events.sources import import_source
+
+        *inputs, out_meds = _inputs_and_out(source, paths or [], out_path)
+        wrote = import_source(source.name, out_meds, *inputs, **options)
+        labels = ", ".join(str(path) for path in sorted((out_meds / "labels").glob("*"))) or "none"
+        out.print(f"{'Wrote' if wrote else 'Found'} the MEDS data set {out_meds} (labels: {labels}).", soft_wrap=True)
+
+    shown = "INPUT... OUT_MEDS" if source.needs_files else "[INPUT] OUT_MEDS" if source.reads_files else "OUT_MEDS"
+    told = "What to read, then the new MEDS data set." if source.reads_files else "The new MEDS data set."
+    if source.needs_files:
+        told += " With one path alone, the data set is named after it, in this directory."
+    paths = Annotated[list[Path] | None, typer.Argument(help=told, metavar=shown)]
+    out_path = Annotated[
+        Path | None, typer.Option("--out", help="The new MEDS data set; then every path is read.", metavar="OUT_MEDS")
+    ]
+    by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter("paths", by_position, default=None, annotation=paths),
+        inspect.Parameter("out_path", by_position, default=None, annotation=out_path),
+        *source.options.values(),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    alone = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+    alone.command(source.name, help=source.describes[:1].upper() + source.describes[1:])(command)
+    return typer.main.get_command(alone)
+
+
+def _inputs_and_out(source: Source, paths: list[Path], out_path: Path | None) -> list[Path]:
+    """The paths to read, then the data set's."""
+    if out_path is not None:
+        return [*paths, out_path]
+    if not paths:
+        raise UserError(f"The source '{source.name}' needs a place for its data set: name a new directory, OUT_MEDS.")
+    if len(paths) == 1 and source.needs_files:
+        return [paths[0], Path(f"{paths[0].resolve().name.split('.')[0]}_meds")]
+    return paths
 
 
 @app.command("prepare")
