@@ -23,7 +23,7 @@ from whenwhy.events.feature_values import (
     numbered,
     numbers_of,
 )
-from whenwhy.events.repair import connect, literal
+from whenwhy.events.out_of_core import connect, literal
 from whenwhy.schema import FEATURE_VALUES, RECORDED
 
 

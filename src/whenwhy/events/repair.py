@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whenwhy.events.event_scan import ROWS_AT_ONCE, SOURCE
 from whenwhy.events.meds_dataset import EVENT_COLUMNS, MedsDataset, converted
+from whenwhy.events.out_of_core import connect, literal
 
 
 def repaired(dataset: MedsDataset, scratch: Path, memory_limit: str) -> MedsDataset:
@@ -58,24 +58,3 @@ def _converted_copy(dataset: MedsDataset, number: int, scratch: Path) -> Path:
             source = pa.array([dataset.names[number]] * table.num_rows, pa.string())
             out.write_table(pa.table([*columns, source], schema=schema))
     return copy
-
-
-def connect(memory_limit: str, scratch: Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB with a memory limit that spills to `scratch` and never fetches an extension."""
-    return duckdb.connect(
-        config={
-            "memory_limit": memory_limit,
-            "temp_directory": str(scratch),
-            "autoinstall_known_extensions": "false",
-        }
-    )
-
-
-def literal(text: str) -> str:
-    """A SQL string literal.
-
-    Example:
-        >>> literal("it's")
-        "'it''s'"
-    """
-    return "'" + text.replace("'", "''") + "'"

@@ -22,9 +22,10 @@ from whenwhy import __version__
 from whenwhy.attribution.attribute_shards import ABOUT, PREDICTION_ROWS, ROWS
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
-from whenwhy.events.sequences import VOCABULARY
+from whenwhy.events.out_of_core import connect
+from whenwhy.events.sequence_directory import VOCABULARY
 from whenwhy.shards import Json, StageDirectory, run_id_of
-from whenwhy.statistics.cells import cells_table, connect, define_at_risk, define_predictions, exposure_table
+from whenwhy.statistics.cells import cells_table, define_at_risk, define_predictions, exposure_table
 from whenwhy.statistics.time_axis import TimeAxis, readable_axis
 
 CELL_ROWS, EXPOSURE_ROWS, FEATURES = "cells", "exposure", "features"
@@ -153,7 +154,7 @@ def _finish(
 ) -> tuple[str, int]:
     """The Dask task: one entry computed and published. Receives names; returns the entry and its number of cells."""
     stage, run = StageDirectory.open(Path(out), "aggregate"), StageDirectory.open(Path(run_path), "attribute")
-    with connect(memory_limit, Path(scratch)) as db:
+    with connect(memory_limit, Path(scratch), threads=1) as db:  # Dask brings the others
         define_predictions(db, attribution_files(run, PREDICTION_ROWS), axis)
         define_at_risk(db, axis)
         if features is None:

@@ -15,26 +15,10 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from whenwhy.errors import UserError
 from whenwhy.schema import ATTRIBUTION_UNITS, CELLS, EXPOSURE
 from whenwhy.statistics.time_axis import TimeAxis
 
 ALL = "all"
-
-
-def connect(memory_limit: str, scratch: Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB of one thread (Dask brings the others) with an explicit memory limit and scratch folder."""
-    try:
-        return duckdb.connect(
-            config={
-                "threads": 1,
-                "memory_limit": memory_limit,
-                "temp_directory": str(scratch),
-                "autoinstall_known_extensions": "false",
-            }
-        )
-    except duckdb.Error as error:
-        raise UserError(f"--memory-limit '{memory_limit}' is not understood ({error}): write it as '2GB'.") from None
 
 
 def list_of(files: Sequence[Path]) -> str:

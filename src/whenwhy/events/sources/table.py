@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from typer import Option
 
 from whenwhy.errors import UserError
-from whenwhy.events.known_events import literal
+from whenwhy.events.out_of_core import literal
 from whenwhy.events.sources.meds_writer import Code, MedsWriter
 from whenwhy.events.sources.registry import NOT_RECORDED, source
 from whenwhy.events.sources.table_columns import Clock, TableFile, table_files, unreadable

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 
 from whenwhy.errors import UserError, unknown_name
-from whenwhy.events.known_events import literal
+from whenwhy.events.out_of_core import literal
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 MICROSECONDS = {"seconds": 10**6, "minutes": 60 * 10**6, "hours": 3600 * 10**6, "days": 86400 * 10**6}
