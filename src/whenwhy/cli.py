@@ -277,21 +277,54 @@ def train_command(
 @app.command("attribute")
 def attribute_command(
     sequences: Sequences,
-    model: Annotated[Path, typer.Option(help="The directory that `whenwhy train` wrote.", metavar="MODEL")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The directory that `whenwhy train` wrote; or your own network, module:callable; or pyhealth:rnn, "
+            "pyhealth:retain.",
+            metavar="MODEL",
+        ),
+    ],
     out_path: Annotated[Path, typer.Option("--out", help="The attributions to write or resume.", metavar="ATTR")],
     method: Annotated[str, typer.Option(help="See `whenwhy info methods`.")] = "integrated_gradients",
     baseline: Annotated[str, typer.Option(help="What the record is compared with.")] = "empty",
     target: Annotated[str, typer.Option(help="The score that is explained.")] = "logit",
     tolerance: Annotated[float, typer.Option(help="Of completeness, in score units.")] = 1e-4,
+    weights: Annotated[
+        Path | None, typer.Option(help="Your network's weights: .safetensors, or .pt, .pth, .ckpt, .bin.")
+    ] = None,
+    arguments: Annotated[str, typer.Option(help="Keyword arguments for your callable, as JSON.")] = "{}",
+    output: Annotated[
+        str | None, typer.Option(help="What your network answers: logit or probability; by default a logit.")
+    ] = None,
+    static_in: Annotated[
+        str, typer.Option(help="Where your network finds undated values: first (step), every (step) or none.")
+    ] = "first",
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="The file that SEQ was prepared with; PyHealth's models need it.")
+    ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Run code that the weights file holds.")] = False,
     workers: WorkerCount = None,
     inline: Inline = False,
     ray_address: RayAddress = None,
 ) -> None:
     """The contribution of every recorded feature value to every prediction."""
-    from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards, residual_sentence
+    from whenwhy.attribution.attribute_shards import ABOUT, AttributeSettings, attribute_shards, residual_sentence
+    from whenwhy.models.foreign.named import ForeignSource, proof_sentence
 
     settings = AttributeSettings(method, baseline, target, tolerance)
-    stage = attribute_shards(sequences, model, out_path, settings, _workers(workers, inline, ray_address))
+    foreign = ForeignSource(model, weights, arguments, output, static_in, vocabulary, trust)
+    own = Path(model).exists() or ":" not in model
+    if own and foreign != ForeignSource(model):
+        raise UserError(
+            f"--model {model} is a directory of `whenwhy train`: --weights, --arguments, --output, --static-in, "
+            "--vocabulary and --trust are for module:callable."
+        )
+    stage = attribute_shards(
+        sequences, Path(model) if own else foreign, out_path, settings, _workers(workers, inline, ray_address)
+    )
+    if not own:
+        out.print(f"{proof_sentence(stage.entry(ABOUT).summary['foreign'])}.", soft_wrap=True)
     out.print(f"Wrote {out_path} (run {stage.run_id}): {residual_sentence(stage)}.", soft_wrap=True)
 
 

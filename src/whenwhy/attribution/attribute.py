@@ -68,6 +68,7 @@ def attribute(
     """
     compute = method_named(method).compute
     check_names(baseline, target)
+    batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
     weights = {name: bags.weights.detach().clone().requires_grad_() for name, bags in batch.streams.items()}
     with torch.enable_grad():
         embedded = model.embed(batch, weights)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from whenwhy import __version__
 from whenwhy.attribution.attribute import TOLERANCE, attribute, check_names
@@ -19,7 +20,9 @@ from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY, shard_place
 from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
+from whenwhy.models.foreign.named import ForeignSource
 from whenwhy.models.training import measured
+from whenwhy.schema import HELD_OUT
 from whenwhy.shards import Json, StageDirectory
 
 ROWS, PREDICTION_ROWS = "attributions", "predictions"
@@ -47,15 +50,18 @@ class AttributeSettings:
 
 def attribute_shards(
     sequences_path: Path,
-    model_path: Path,
+    model: Path | ForeignSource,
     out: Path,
     settings: AttributeSettings,
     workers: Workers | None = None,
 ) -> StageDirectory:
     """The directory of attributions: one entry a shard of the sequences, with its rows and its predictions.
 
+    Args:
+        model: the directory that `whenwhy train` wrote, or a model that was trained elsewhere.
+
     Raises:
-        UserError: unknown names, unfinished inputs, or a model of another vocabulary.
+        UserError: unknown names, unfinished inputs, a model of another vocabulary, or one that cannot be adapted.
 
     Example: `attribute_shards(Path("seq"), Path("model"), Path("attr"), AttributeSettings())`
     """
@@ -64,29 +70,36 @@ def attribute_shards(
     if not settings.tolerance > 0 or settings.batch_patients < 1 or settings.batch_steps < 1:
         raise UserError("attribute needs a tolerance above 0 and batches of at least one sequence and step.")
     sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
-    model = StageDirectory.open(model_path, "train").require_complete()
-    require_same_vocabulary(model, sequences)
+    about: Json = {"outcome": sequences.settings["outcome"], "vocabulary_sha256": vocabulary_sha256(sequences)}
+    if isinstance(model, ForeignSource):
+        model = model.settled()
+        as_input = model.as_input()
+        about |= {"model_sha256": as_input["sha256"], "foreign": model.load(sequences)[1]}
+    else:
+        trained = StageDirectory.open(model, "train").require_complete()
+        require_same_vocabulary(trained, sequences)
+        as_input = trained.as_input()
+        about |= {"model_sha256": trained.entry(SHIPPED).files[WEIGHTS]["sha256"], "quality": measured(trained)}
     stage = StageDirectory.create(
         out,
         stage="attribute",
         settings=asdict(settings),
-        inputs={"sequences": sequences.as_input(), "model": model.as_input()},
-        shards=sequences.shards,
+        inputs={"sequences": sequences.as_growing_input(), "model": as_input},
+        shards=sequences.manifest["shards"],
         besides=[ABOUT],
         code_version=__version__,
     )
-    if not stage.has(ABOUT):
-        about = {
-            "outcome": sequences.settings["outcome"],
-            "model_sha256": model.entry(SHIPPED).files[WEIGHTS]["sha256"],
-            "vocabulary_sha256": vocabulary_sha256(sequences),
-            "quality": measured(model),
-        }
-        stage.publish(ABOUT, {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}, about)
-    missing = stage.missing()
-    task = AttributeShard(str(sequences_path), str(model_path), str(out))
+    for generation in sequences.generations[len(stage.generations) :]:
+        stage = stage.extended(generation["inputs"], generation["shards"])
+    vocabulary = {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}
+    if "quality" in about and not stage.has(ABOUT):
+        stage.publish(ABOUT, vocabulary, about)
+    missing = [name for name in stage.missing() if name != ABOUT]
+    task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
     finished = len(stage.shards) - len(missing)
     run(task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
+    if not stage.has(ABOUT):  # a model that was trained elsewhere is measured by the predictions just made
+        stage.publish(ABOUT, vocabulary, about | {"quality": measured_here(stage)})
     return stage
 
 
@@ -95,7 +108,7 @@ class AttributeShard:
     """The engine's task: one shard of sequences attributed on this worker's own device."""
 
     sequences: str
-    model: str
+    model: str | ForeignSource
     out: str
 
     def start(self) -> Callable[[str], int]:
@@ -104,7 +117,10 @@ class AttributeShard:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         stage = StageDirectory.open(Path(self.out), "attribute")
         source = StageDirectory.open(Path(self.sequences), "prepare")
-        model = load_model(StageDirectory.open(Path(self.model), "train"), device)
+        if isinstance(self.model, ForeignSource):
+            model = self.model.load(source, device)[0]
+        else:
+            model = load_model(StageDirectory.open(Path(self.model), "train"), device)
         asked = AttributeSettings(**stage.settings)
 
         def one_shard(key: str) -> int:
@@ -152,6 +168,24 @@ def first_prediction_id(shard: str) -> int:
     """
     generation, number = shard_place(shard)
     return (generation << 52) + (number << 32)
+
+
+def measured_here(attributions: StageDirectory) -> Json:
+    """How well the predictions of a run tell its held-out labels, in the form of `training.measured`.
+
+    What cannot be measured, for lack of held-out predictions of both classes, is missing.
+    """
+    table = pa.concat_tables(
+        [attributions.read(name, PREDICTION_ROWS, ["label", "split", "score"]) for name in attributions.shards]
+    )
+    held_out = np.asarray(table["split"].to_numpy()) == HELD_OUT
+    positive = np.asarray(table["label"].to_numpy())[held_out] == "true"
+    score = table["score"].to_numpy()[held_out]
+    if len(np.unique(positive)) < 2:
+        return {"folds": []}
+    auroc, auprc = float(roc_auc_score(positive, score)), float(average_precision_score(positive, score))
+    fold = {"n_held_out": len(positive), "n_positive": int(positive.sum()), "auroc": auroc, "auprc": auprc}
+    return {"folds": [fold], "auroc": auroc}
 
 
 def residual_summary(attributions: StageDirectory) -> Json:

@@ -22,6 +22,9 @@ from whenwhy.schema import EVERYTHING_ABSENT, FEATURE_VALUES, RARE, RECORDED
 #: A stranger's model counts its vocabulary from 0, and 0 is "everything absent" here: its index i has the id i + 1.
 FOREIGN_OFFSET = EVERYTHING_ABSENT + 1
 
+#: A stranger's model counts its vocabulary from 0, and 0 is "everything absent" here: its index i has the id i + 1.
+FOREIGN_OFFSET = EVERYTHING_ABSENT + 1
+
 #: Age at the prediction, in years: derived from the birth that MEDS records, a static value.
 AGE = "AGE"
 DERIVED_CODES = {AGE: ("age at the prediction", "years")}

@@ -1,0 +1,1 @@
+"""Networks as a stranger writes them, who knows nothing of whenwhy."""
