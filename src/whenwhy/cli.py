@@ -349,6 +349,21 @@ def aggregate_command(
     out.print(f"Published version {version.name} of the store {out_path}.", soft_wrap=True)
 
 
+@app.command("forget")
+def forget_command(
+    subject: Annotated[int, typer.Argument(help="The id of the patient who withdrew.", metavar="SUBJECT_ID")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="MEDS data sets, directories that stages wrote, and stores.", metavar="DIR...")
+    ],
+) -> None:
+    """A patient is removed from data sets, sequences, predictions, attributions and stores."""
+    from whenwhy.forget import forget
+
+    for line in forget({subject}, paths):
+        out.print(line, soft_wrap=True)
+    out.print(f"Subject {subject} is forgotten in {', '.join(map(str, paths))}.", soft_wrap=True)
+
+
 @app.command("query", context_settings={"allow_extra_args": True})
 def query_command(
     store: StorePath,

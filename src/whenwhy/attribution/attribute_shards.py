@@ -78,7 +78,7 @@ def attribute_shards(
     else:
         trained = StageDirectory.open(model, "train").require_complete()
         require_same_vocabulary(trained, sequences)
-        as_input = trained.as_input()
+        as_input = trained.as_growing_input()
         about |= {"model_sha256": trained.entry(SHIPPED).files[WEIGHTS]["sha256"], "quality": measured(trained)}
     stage = StageDirectory.create(
         out,

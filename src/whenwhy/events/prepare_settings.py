@@ -70,13 +70,14 @@ class PrepareSettings:
         """Raises `UserError` for settings that cannot be."""
         if self.bins < 2 or self.max_steps < 1 or self.shard_size < 1:
             raise UserError("prepare needs at least 2 bins, 1 step and 1 prediction a shard: give larger numbers.")
+        rule = self.rules.steps
         if self.repeats not in REPEATS:
             raise unknown_name("way with repeated values", self.repeats, REPEATS)
         if self.history_hours is not None and not self.history_hours > 0:
             raise UserError(f"--history-hours is {self.history_hours:g}: give a number above 0.")
         if self.carry_hours is not None and not self.carry:
             raise UserError("--carry-hours limits values that are carried forward: name their codes by --carry.")
-        if self.carry and self.rules.steps.kind != BINS and EVERY_CODE in self.carry:
+        if rule.kind != BINS and EVERY_CODE in self.carry:
             raise UserError(
                 "--carry all fills every step with every code that was ever recorded, which needs --steps of a fixed "
                 "width (such as 1h); or name the codes to carry."

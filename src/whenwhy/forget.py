@@ -1,0 +1,195 @@
+"""Patients who withdrew flow in, with every directory that may hold them; the directories without them flow out.
+
+Rows go from MEDS files, labels, splits, sequences, held-out predictions and attributions; a store is made
+anew from its attributions, and its old versions are removed. What was *fitted* with a patient stays: bin
+edges, counts of feature values, and a model's weights. That is said, and ends by training again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from whenwhy.attribution.attribute_shards import PREDICTION_ROWS, ROWS
+from whenwhy.errors import UserError
+from whenwhy.events.sequence_directory import TABLE
+from whenwhy.shards import StageDirectory
+from whenwhy.statistics import aggregate_cells
+from whenwhy.store import publish_store
+
+#: The table with a subject_id, by stage.
+TABLES = {"prepare": TABLE, "train": "predictions", "attribute": PREDICTION_ROWS}
+
+
+def forget(subjects: Collection[int], paths: Sequence[Path]) -> list[str]:
+    """A line for each directory: what was removed from it.
+
+    Args:
+        subjects: ids of the patients.
+        paths: MEDS data sets, directories that stages wrote, and stores; a store's attributions among them,
+            or in their old place.
+
+    Raises:
+        UserError: nobody of that id anywhere, or a path that is none of these. Nothing is changed then.
+
+    Example: `forget({42}, [Path("demo/meds"), Path("demo/sequences"), Path("demo/store")])`
+    """
+    wanted = pa.array(sorted(subjects), pa.int64())
+    kinds = {path: _kind(path) for path in paths}
+    stages = [StageDirectory.open(path).require_complete() for path, kind in kinds.items() if kind == "stage"]
+    for stage in stages:
+        if stage.manifest["stage"] not in TABLES:
+            raise UserError(f"{stage.path} was written by `whenwhy {stage.manifest['stage']}`: name its store instead.")
+    stores = [path for path, kind in kinds.items() if kind == "store"]
+    of_store = {path: _attributions_of(path, stages) for path in stores}
+    data_sets = [path for path, kind in kinds.items() if kind == "meds"]
+    held = [_holds(stage, wanted) for stage in stages]
+    if not any(held) and not any(_file_holds(file, wanted) for path in data_sets for file in _meds_files(path)):
+        named = ", ".join(str(path) for path in paths)
+        raise UserError(f"No subject {', '.join(map(str, wanted.to_pylist()))} is in {named}: check the id.")
+    lines = [_forget_in_meds(path, wanted) for path in data_sets]
+    lines += [_forget_in_stage(stage, names, wanted) for stage, names in zip(stages, held, strict=True)]
+    lines += [_rebuilt(path, settings, runs) for path, (settings, runs) in of_store.items()]
+    if any(stage.manifest["stage"] == "train" for stage in stages):
+        lines.append("Weights keep what they learned from a training patient: train again to remove that too.")
+    return lines
+
+
+def _kind(path: Path) -> str:
+    if (path / "manifest.json").exists():
+        return "stage"
+    if (path / "CURRENT").exists():
+        return "store"
+    if (path / "data").is_dir():
+        return "meds"
+    raise UserError(f"{path} is no MEDS data set, no directory of a stage and no store: name one of these.")
+
+
+# -- MEDS ----------------------------------------------------------------------------------------
+
+
+def _meds_files(path: Path) -> list[Path]:
+    """The Parquet files of a data set that have subjects."""
+    files = [
+        file for part in ("data", "labels", "metadata", "truth") for file in sorted((path / part).rglob("*.parquet"))
+    ]
+    return [file for file in files if "subject_id" in pq.read_schema(file).names]
+
+
+def _file_holds(file: Path, wanted: pa.Array) -> bool:
+    parquet = pq.ParquetFile(file)
+    return any(
+        pc.any(pc.is_in(batch["subject_id"], wanted)).as_py() for batch in parquet.iter_batches(columns=["subject_id"])
+    )
+
+
+def _forget_in_meds(path: Path, wanted: pa.Array) -> str:
+    removed = 0
+    for file in _meds_files(path):
+        if not _file_holds(file, wanted):
+            continue
+        parquet = pq.ParquetFile(file)
+        beside = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+        try:
+            with pq.ParquetWriter(beside, parquet.schema_arrow) as out:
+                for batch in parquet.iter_batches(1 << 18):
+                    table = pa.Table.from_batches([batch])
+                    kept = table.filter(pc.invert(pc.is_in(table["subject_id"], wanted)))
+                    removed += table.num_rows - kept.num_rows
+                    out.write_table(kept)
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)
+    return f"{path}: {removed:,} rows removed"
+
+
+# -- stages --------------------------------------------------------------------------------------
+
+
+def _holds(stage: StageDirectory, wanted: pa.Array) -> list[str]:
+    """The entries that hold one of the patients."""
+    table = TABLES[stage.manifest["stage"]]
+    return [
+        name
+        for name in stage.shards
+        if pc.any(pc.is_in(stage.read(name, table, ["subject_id"])["subject_id"], wanted)).as_py()
+    ]
+
+
+def _forget_in_stage(stage: StageDirectory, names: Sequence[str], wanted: pa.Array) -> str:
+    kind = stage.manifest["stage"]
+    removed = 0
+    for name in names:
+        table = stage.read(name, TABLES[kind])
+        gone = pc.is_in(table["subject_id"], wanted)
+        kept = table.filter(pc.invert(gone))
+        removed += table.num_rows - kept.num_rows
+        files: dict[str, pa.Table | bytes] = {TABLES[kind]: kept}
+        summary = dict(stage.entry(name).summary)
+        if kind == "attribute":
+            rows = stage.read(name, ROWS)
+            ids = table["prediction_id"].filter(gone)
+            kept_rows = rows.filter(pc.invert(pc.is_in(rows["prediction_id"], ids)))
+            files[ROWS] = kept_rows
+            residual = np.abs(kept["completeness_residual"].to_numpy())
+            summary |= {
+                "n_predictions": kept.num_rows,
+                "n_rows": kept_rows.num_rows,
+                "residual_maximum": float(residual.max(initial=0.0)),
+                "n_over_tolerance": int((residual > stage.settings["tolerance"]).sum()),
+            }
+        elif kind == "prepare":
+            summary |= {
+                "n_predictions": kept.num_rows,
+                "n_events": int(pc.sum(pc.list_value_length(kept["event_id"])).as_py() or 0) if kept.num_rows else 0,
+                "n_static": int(pc.sum(pc.list_value_length(kept["static_id"])).as_py() or 0) if kept.num_rows else 0,
+                "n_steps": int(pc.sum(pc.list_value_length(kept["step_minutes"])).as_py() or 0) if kept.num_rows else 0,
+            }
+        stage.replace(name, files, summary)
+    stage.sweep()  # of a call that was killed
+    return f"{stage.path}: {removed:,} predictions removed from {len(names):,} of {len(stage.shards):,} shards"
+
+
+# -- stores --------------------------------------------------------------------------------------
+
+
+def _attributions_of(store: Path, stages: Sequence[StageDirectory]) -> tuple[dict[str, int], list[Path]]:
+    """The settings of a store's newest cells, and where the attributions lie that they were made from."""
+    manifests = sorted((store / "cells").glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
+    if not manifests:
+        raise UserError(f"{store} has no cells to make it anew from: remove it, and run `whenwhy aggregate` again.")
+    manifest = json.loads(manifests[-1].read_bytes())
+    given = {stage.run_id: stage.path for stage in stages}
+    runs = []
+    for told in manifest["inputs"].values():
+        path = given.get(told["run_id"], Path(told["path"]))
+        if not (path / "manifest.json").exists() or StageDirectory.open(path).run_id != told["run_id"]:
+            raise UserError(
+                f"{store} was made from the attributions {told['path']}, which are not there: name the place they have now."
+            )
+        if path not in given.values():
+            raise UserError(f"{store} is made from {path}: name it too, so that the patient leaves it first.")
+        runs.append(path)
+    return manifest["settings"], runs
+
+
+def _rebuilt(store: Path, settings: dict[str, int], runs: Sequence[Path]) -> str:
+    """The store made anew from what its attributions hold now; everything older is removed."""
+    cells = aggregate_cells(runs, store, time_bin_hours=settings["width_hours"])
+    version = publish_store(store, cells, runs)
+    for old in (store / "versions").iterdir():
+        if old != version:
+            shutil.rmtree(old)
+    for old in (store / "cells").iterdir():
+        if old != cells.path:
+            shutil.rmtree(old)
+    return f"{store}: made anew as version {version.name}; older versions removed"
