@@ -105,19 +105,21 @@ def import_command() -> None:
 def _source_command(source: Source) -> Command:
     """`whenwhy import SOURCE`: the paths, --out, and the options that the source's function names."""
 
-    def command(paths: list[Path] | None, out_path: Path | None, **options: Any) -> None:
+    def command(paths: list[Path] | Path | None, out_path: Path | None, **options: Any) -> None:
         from whenwhy.events.sources import import_source
 
-        *inputs, out_meds = _inputs_and_out(source, paths or [], out_path)
+        given = paths if isinstance(paths, list) else [paths] if paths else []
+        *inputs, out_meds = _inputs_and_out(source, given, out_path)
         wrote = import_source(source.name, out_meds, *inputs, **options)
         labels = ", ".join(str(path) for path in sorted((out_meds / "labels").glob("*"))) or "none"
         out.print(f"{'Wrote' if wrote else 'Found'} the MEDS data set {out_meds} (labels: {labels}).", soft_wrap=True)
 
-    shown = "INPUT... OUT_MEDS" if source.needs_files else "[INPUT] OUT_MEDS" if source.reads_files else "OUT_MEDS"
-    told = "What to read, then the new MEDS data set." if source.reads_files else "The new MEDS data set."
-    if source.needs_files:
-        told += " With one path alone, the data set is named after it, in this directory."
-    paths = Annotated[list[Path] | None, typer.Argument(help=told, metavar=shown)]
+    paths: Any = Annotated[Path | None, typer.Argument(help="The new MEDS data set.", metavar="OUT_MEDS")]
+    if source.reads_files:
+        told = "The new MEDS data set; before it, if you like, what to read."
+        if source.needs_files:
+            told = "What to read, then the new MEDS data set; alone, the data set is named after it, in this directory."
+        paths = Annotated[list[Path] | None, typer.Argument(help=told, metavar="PATH")]
     out_path = Annotated[
         Path | None, typer.Option("--out", help="The new MEDS data set; then every path is read.", metavar="OUT_MEDS")
     ]

@@ -35,6 +35,9 @@ UNITS = {1: "coronary care unit", 2: "cardiac surgery recovery unit", 3: "medica
 MISSING_AS_MINUS_ONE = ("Gender", "Height", "Weight")
 MISSING = -1
 
+#: The events that are not in the challenge's lines.
+ADDED = (meds.birth_code, ICU_ADMISSION)
+
 VITALS, GASES, CHEMISTRY = ("VITAL_SIGNS",), ("BLOOD_GAS",), ("CHEMISTRY",)
 HAEMATOLOGY, LIVER, HEART = ("HAEMATOLOGY",), ("LIVER",), ("HEART",)
 
@@ -84,6 +87,9 @@ CODES = {
     "TroponinT": Code("troponin-T", "ug/L", HEART),
 }
 
+#: The challenge's 41 parameters.
+PARAMETERS = {"Age", "Gender", "ICUType"} | {code for code in CODES if "//" not in code and code not in ADDED}
+
 
 @source(
     "physionet2012", "PhysioNet 2012: ICU stays of 48 hours (4,000 a set), death in hospital (text files, or a table)"
@@ -98,6 +104,10 @@ def physionet2012(writer: MedsWriter, inputs: tuple[Path, ...]) -> None:
         inputs: folders, .zip or .tar.gz archives; see `physionet2012_files`.
     """
     stays, outcomes = read_stays(inputs)
+    unknown = sorted(set(pc.unique(stays["parameter"]).to_pylist()) - PARAMETERS)
+    if unknown:
+        stay = stays.filter(pc.equal(stays["parameter"], unknown[0]))["record_id"][0]
+        raise UserError(f"The stay {stay} has the parameter '{unknown[0]}', which the challenge has not: leave it out.")
     record = pc.unique(stays["record_id"]).to_numpy()
     admission = np.datetime64(ADMISSION, "us")
     writer.describe(
@@ -112,14 +122,14 @@ def physionet2012(writer: MedsWriter, inputs: tuple[Path, ...]) -> None:
         when = np.full(len(labelled), admission + np.timedelta64(PREDICTION_HOURS, "h"))
         died = np.array([outcomes[number] for number in labelled.tolist()], dtype=bool)
         writer.labels(LABELS, labelled, when, died)
-    if len(labelled) < len(record):
-        writer.say(
-            f"{len(record) - len(labelled):,} of {len(record):,} stays have no outcome, so no label (Outcomes-a.txt has those of set a)."
-        )
     writer.progress.expect(-(-len(record) // STAYS_PER_FILE))
     bounds = np.searchsorted(stays["record_id"].to_numpy(), [*record[::STAYS_PER_FILE], record[-1] + 1])
     for number, (begin, end) in enumerate(pairwise(bounds)):
         writer.events(f"{number:04d}", pa.concat_tables(_events(stays.slice(begin, end - begin), admission)))
+    if len(labelled) < len(record):
+        writer.say(
+            f"{len(record) - len(labelled):,} of {len(record):,} stays have no outcome, so no label (Outcomes-a.txt has those of set a)."
+        )
 
 
 def _events(stays: pa.Table, admission: np.datetime64) -> Iterator[pa.Table]:
@@ -150,9 +160,6 @@ def _events(stays: pa.Table, admission: np.datetime64) -> Iterator[pa.Table]:
         else:
             yield meds_rows(subject[rows], None, name, value[rows])
     dated = ~at_admission & ~missing
-    unknown = sorted(set(parameter[dated]) - set(CODES))
-    if unknown:
-        raise UserError(f"The stays have the parameter '{unknown[0]}', which the challenge does not: leave it out.")
     yield meds_rows(subject[dated], time[dated], parameter[dated], value[dated])
 
 

@@ -19,13 +19,16 @@ from whenwhy.errors import UserError
 
 Result = TypeVar("Result")
 
+#: Processes take a second to start: fewer keys than these are done sooner without them.
+FEW = 8
+
 
 def in_processes(work: Callable[[int], Result], keys: Sequence[int], workers: int | None) -> Iterator[Result]:
     """`work(key)` for each key, in the order in which they finish.
 
     Args:
         work: can be pickled; one key a call.
-        workers: processes; None: one a core. One, or one key, is done here, without another process.
+        workers: processes; None: one a core, if there are more than a few keys. One works here, in this process.
 
     Raises:
         UserError: a process ended before its time.
@@ -34,7 +37,7 @@ def in_processes(work: Callable[[int], Result], keys: Sequence[int], workers: in
         >>> sorted(in_processes(abs, [-1, 2], workers=1))
         [1, 2]
     """
-    count = min(workers or cores(), len(keys))
+    count = min(workers or (cores() if len(keys) >= FEW else 1), len(keys))
     if count <= 1:
         yield from map(work, keys)
         return
