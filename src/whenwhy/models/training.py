@@ -22,9 +22,9 @@ from whenwhy.engine import Workers, run
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY
+from whenwhy.models.architectures import ARCHITECTURES
 from whenwhy.models.checkpoint import checkpoint_files, vocabulary_sha256
 from whenwhy.models.logistic_regression import counts_of, logistic_regression_probability
-from whenwhy.models.recurrent import ARCHITECTURES
 from whenwhy.schema import HELD_OUT, SPLITS, TRAIN, TUNING
 from whenwhy.shards import Json, StageDirectory
 
@@ -187,7 +187,9 @@ def fit(
     random = np.random.default_rng(settings.seed)
     label = torch.from_numpy((sequences.column("label") == "true").astype(np.float32))
     train, tuning = np.flatnonzero(split == TRAIN), np.flatnonzero(split == TUNING)
-    model = ARCHITECTURES[settings.architecture](vocabulary_size, settings.hidden, settings.dropout)
+    model = ARCHITECTURES[settings.architecture](
+        vocabulary_size=vocabulary_size, hidden=settings.hidden, dropout=settings.dropout
+    )
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     best, best_loss, best_epoch = deepcopy(model.state_dict()), math.inf, 0
     for epoch in range(1, settings.epochs + 1):
