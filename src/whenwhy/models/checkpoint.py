@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from whenwhy.errors import UserError, unknown_name
-from whenwhy.models.recurrent import ARCHITECTURES
+from whenwhy.models.architectures import ARCHITECTURES
 from whenwhy.models.sequence_model import SequenceModel
 from whenwhy.shards import Json, StageDirectory
 

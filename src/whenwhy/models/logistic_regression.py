@@ -1,16 +1,51 @@
-"""A plain logistic regression on the same inputs: how often each feature value is recorded."""
+"""A plain logistic regression on the same inputs: how often each feature value is recorded, on a log scale.
+
+The logarithm of 1 + count: on data sets at hand it did better than counts, presence, or shares of the steps.
+"""
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from whenwhy.events.sequence_batch import Sequences
+from whenwhy.events.sequence_loader import COLUMNS
+from whenwhy.events.sequences import TABLE
+from whenwhy.models.folds import FoldSplit
+from whenwhy.schema import TRAIN, TUNING
+from whenwhy.shards import StageDirectory
 
 #: Inverse strengths of the ridge penalty, one of which is chosen on the tuning patients.
-PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+#: The most predictions of a split that are held in memory; of more, a sample is drawn.
+MOST_PREDICTIONS = 100_000
+
+
+@dataclass(frozen=True)
+class FittedRegression:
+    """A fitted regression.
+
+    Attributes:
+        model: of scikit-learn, on log(1 + count).
+        penalty: the inverse strength that was chosen.
+        n_train, n_train_of: predictions it was fitted on, and how many there were.
+    """
+
+    model: LogisticRegression
+    penalty: float
+    n_train: int
+    n_train_of: int
+
+    def probability(self, counts: csr_array) -> np.ndarray:
+        """The probability of the positive class [prediction], from counts [prediction, feature value]."""
+        return np.asarray(self.model.predict_proba(np.log1p(counts))[:, 1])
 
 
 def counts_of(sequences: Sequences, vocabulary_size: int) -> csr_array:
@@ -22,13 +57,45 @@ def counts_of(sequences: Sequences, vocabulary_size: int) -> csr_array:
     return csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(sequences), vocabulary_size))
 
 
-def logistic_regression_probability(
-    counts: csr_array, positive: np.ndarray, train: np.ndarray, tuning: np.ndarray, wanted: np.ndarray
-) -> np.ndarray:
-    """The probability of the positive class for the rows `wanted`, from a regression fitted on `train`.
+def logistic_regression(
+    directory: StageDirectory, vocabulary_size: int, split: FoldSplit, seed: int, most: int = MOST_PREDICTIONS
+) -> FittedRegression:
+    """The regression fitted on the training patients, its penalty the one with the least log loss on the tuning patients.
 
-    The penalty is the one with the least log loss on `tuning`.
+    Memory holds at most `most` predictions of each of the two splits, a sample that follows from `seed`.
     """
-    fitted = [LogisticRegression(C=penalty, max_iter=1000).fit(counts[train], positive[train]) for penalty in PENALTIES]
-    losses = [log_loss(positive[tuning], model.predict_proba(counts[tuning])[:, 1], labels=[0, 1]) for model in fitted]
-    return np.asarray(fitted[int(np.argmin(losses))].predict_proba(counts[wanted])[:, 1])
+    train, positive, n_train_of = _sampled(directory, vocabulary_size, split, TRAIN, most, seed)
+    tuning, tuning_positive, _ = _sampled(directory, vocabulary_size, split, TUNING, most, seed)
+    best, best_loss, best_penalty = None, np.inf, PENALTIES[0]
+    for penalty in PENALTIES:
+        with warnings.catch_warnings():
+            # The weakest penalties may not converge; the tuning patients judge what comes out all the same.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LogisticRegression(C=penalty, max_iter=500).fit(train, positive)
+        loss = log_loss(tuning_positive, model.predict_proba(tuning)[:, 1], labels=[False, True])
+        if loss < best_loss:
+            best, best_loss, best_penalty = model, loss, penalty
+    assert best is not None
+    return FittedRegression(best, best_penalty, train.shape[0], n_train_of)
+
+
+def _sampled(
+    directory: StageDirectory, vocabulary_size: int, split: FoldSplit, name: str, most: int, seed: int
+) -> tuple[csr_array, np.ndarray, int]:
+    """Log counts and labels of at most `most` predictions of a split, and how many there are."""
+    subjects = [directory.read(shard, TABLE, ["subject_id"])["subject_id"].to_numpy() for shard in directory.shards]
+    rows = [np.flatnonzero(split.of(subject) == name) for subject in subjects]
+    total = sum(map(len, rows))
+    if total > most:
+        random = np.random.default_rng(seed)
+        chosen = np.zeros(total, dtype=bool)
+        chosen[random.choice(total, most, replace=False)] = True
+        begins = np.cumsum([0, *map(len, rows)])[:-1]
+        rows = [own[chosen[begin : begin + len(own)]] for own, begin in zip(rows, begins, strict=True)]
+    features, positive = [], []
+    for shard, own in zip(directory.shards, rows, strict=True):
+        if len(own):
+            sequences = Sequences(directory.read(shard, TABLE, COLUMNS))
+            features.append(np.log1p(counts_of(sequences, vocabulary_size)[own]))
+            positive.append(sequences.column("label")[own] == "true")
+    return vstack(features, format="csr"), np.concatenate(positive), total

@@ -1,59 +1,146 @@
-"""Recurrent classifiers on bags of feature values."""
+"""Recurrent classifiers on bags of feature values: one class for every cell, depth, direction and pooling."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch
-from whenwhy.models.sequence_model import Embedded, embed_bags
+from whenwhy.events.sequence_batch import EVENTS, STATIC
+from whenwhy.models.bag_classifier import BagClassifier
+from whenwhy.models.sequence_model import Embedded
+
+CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+#: How the states become one vector. Attention is of two kinds: additive, softmax of v tanh(W h_i + b) (Yang
+#: et al. 2016, equations 5 to 7), and dot, softmax of q h_i / sqrt(width) with the last state as q (Vaswani
+#: et al. 2017, equation 1).
+POOLINGS = ("last", "mean", "max")
+ATTENTIONS = ("additive", "dot")
 
 
-class GRUClassifier(nn.Module):
-    """A GRU over the steps, started from the static values, read at the last true step.
+class RecurrentClassifier(BagClassifier):
+    """A stack of GRU or LSTM layers over the steps; the head reads the pooled states and the static values.
+
+    Every layer and direction starts from tanh(static), and that start is a state like those of the
+    steps: a record without steps has it alone.
 
     Args:
-        vocabulary_size: number of feature values, "everything absent" included.
-        hidden: width of the embeddings and of the state.
-        dropout: of embeddings and of what the head reads, in training.
+        cell: "gru" (Cho et al. 2014) or "lstm" (Hochreiter and Schmidhuber 1997).
+        layers: how many, one upon the other.
+        bidirectional: each layer reads forwards and backwards, a half of the states each; not causal.
+        pooling: one of `POOLINGS` or `ATTENTIONS`. The last state of both directions is each one's own.
+
+    Example:
+        >>> RecurrentClassifier(8, hidden=4, cell="lstm", layers=2, pooling="mean").head.in_features
+        8
     """
 
-    def __init__(self, vocabulary_size: int, hidden: int = 32, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.vocabulary_size, self.hidden = vocabulary_size, hidden
-        self.tables = nn.ParameterDict(
-            {
-                name: nn.Parameter(torch.randn(vocabulary_size, hidden) * scale)
-                for name, scale in ((EVENTS, 0.1), (STATIC, 0.05))
-            }
+    def __init__(
+        self,
+        vocabulary_size: int,
+        hidden: int = 32,
+        dropout: float = 0.3,
+        *,
+        cell: str = "gru",
+        layers: int = 1,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        input_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(vocabulary_size, hidden, dropout, input_dropout)
+        self.pooling, self.directions = pooling, 2 if bidirectional else 1
+        if bidirectional:
+            self.not_causal = "a bidirectional one has seen the end of the record at its first step"
+        between = dropout if layers > 1 else 0.0
+        self.cell: nn.RNNBase = CELLS[cell](
+            hidden, hidden, layers, batch_first=True, dropout=between, bidirectional=bidirectional
         )
-        self.cell = nn.GRU(hidden, hidden, batch_first=True)
-        self.drop = nn.Dropout(dropout)
-        self.head = nn.Linear(2 * hidden, 1)
-
-    def embed(self, batch: SequenceBatch, weights: Mapping[str, torch.Tensor] | None = None) -> Embedded:
-        """The bags' sums: events [patient, step, hidden], static [patient, hidden]."""
-        given = weights or {}
-        events, static = (
-            embed_bags(self.tables[name], batch.streams[name], given.get(name)) for name in (EVENTS, STATIC)
-        )
-        return {EVENTS: events.view(len(batch), batch.n_steps, self.hidden), STATIC: static}
+        width = hidden * self.directions
+        if pooling == "additive":
+            self.energy = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
+        self.head = nn.Linear(width + hidden, 1)
 
     def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """The logit of the positive class [patient]."""
-        static = embedded[STATIC]
-        start = torch.tanh(static)  # [patient, hidden]: also the last state of a record without steps
-        states, _ = self.cell(self.drop(embedded[EVENTS]), start.unsqueeze(0))  # [patient, step, hidden]
-        states = torch.cat([start.unsqueeze(1), states], dim=1)
-        last = states[torch.arange(len(lengths), device=lengths.device), lengths]  # [patient, hidden]
-        logit: torch.Tensor = self.head(self.drop(torch.cat([last, static], dim=1))).squeeze(1)
+        pooled = self._pooled(self._states(embedded, lengths), lengths)  # [patient, width]
+        return self._read(pooled, embedded[STATIC])
+
+    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What `score` would say of the record cut after each step [patient, step]; padding says nothing.
+
+        Raises:
+            UserError: the model is bidirectional.
+        """
+        if self.not_causal:
+            return super().step_scores(embedded, lengths)
+        pooled = self._pooled_prefixes(self._states(embedded, lengths))  # [patient, step, width]
+        return self._read(pooled, embedded[STATIC].unsqueeze(1).expand(-1, pooled.shape[1], -1))
+
+    def _read(self, pooled: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
+        logit: torch.Tensor = self.head(self.drop(torch.cat([pooled, static], dim=-1))).squeeze(-1)
         return logit
 
-    def forward(self, batch: SequenceBatch) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
-        return self.score(self.embed(batch), batch.lengths)
+    def _states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The start and the states after each step [patient, 1 + step, width]."""
+        start = torch.tanh(embedded[STATIC])  # [patient, hidden]
+        first = start.expand(self.cell.num_layers * self.directions, -1, -1).contiguous()
+        given = (first, first) if isinstance(self.cell, nn.LSTM) else first
+        events = self.drop(embedded[EVENTS])  # [patient, step, hidden]
+        if self.directions == 1:
+            states, _ = self.cell(events, given)  # padding comes last, and its states are not read
+        else:
+            # The backward direction must begin at each record's own end. A record without steps is given one,
+            # since cells take no fewer, and its states are not read either.
+            packed = pack_padded_sequence(events, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+            states, _ = self.cell(packed, given)
+            states, _ = pad_packed_sequence(states, batch_first=True, total_length=events.shape[1])
+        return torch.cat([start.repeat(1, self.directions).unsqueeze(1), states], dim=1)
+
+    def _last(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Each direction's state when it has read the whole record [patient, width]."""
+        patient = torch.arange(len(lengths), device=lengths.device)
+        forwards = states[patient, lengths, : self.hidden]
+        if self.directions == 1:
+            return forwards
+        return torch.cat([forwards, states[patient, lengths.clamp(max=1), self.hidden :]], dim=1)
+
+    def _pooled(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The states of each whole record as one vector [patient, width]."""
+        if self.pooling == "last":
+            return self._last(states, lengths)
+        true = torch.arange(states.shape[1], device=lengths.device) <= lengths.unsqueeze(1)  # [patient, 1 + step]
+        if self.pooling == "mean":
+            return (states * true.unsqueeze(2)).sum(1) / (lengths + 1).unsqueeze(1)
+        if self.pooling == "max":
+            return states.masked_fill(~true.unsqueeze(2), -math.inf).amax(1)
+        if self.pooling == "additive":
+            energy = self.energy(states).squeeze(2)  # [patient, 1 + step]
+        else:
+            energy = (states @ self._last(states, lengths).unsqueeze(2)).squeeze(2) / math.sqrt(states.shape[2])
+        share = energy.masked_fill(~true, -math.inf).softmax(1)
+        attended: torch.Tensor = (share.unsqueeze(1) @ states).squeeze(1)
+        return attended
+
+    def _pooled_prefixes(self, states: torch.Tensor) -> torch.Tensor:
+        """What `_pooled` would say of the record cut after each step [patient, step, width]."""
+        n_steps, ends = states.shape[1] - 1, states[:, 1:]
+        if self.pooling == "last":
+            return ends
+        if self.pooling == "mean":
+            return states.cumsum(1)[:, 1:] / torch.arange(2, n_steps + 2, device=states.device).unsqueeze(1)
+        if self.pooling == "max":
+            return states.cummax(1).values[:, 1:]
+        if self.pooling == "additive":
+            energy = self.energy(states).squeeze(2).unsqueeze(1).expand(-1, n_steps, -1)
+        else:
+            energy = ends @ states.transpose(1, 2) / math.sqrt(states.shape[2])
+        later = torch.ones(n_steps, n_steps + 1, dtype=torch.bool, device=states.device).triu(2)
+        attended: torch.Tensor = energy.masked_fill(later, -math.inf).softmax(2) @ states
+        return attended
 
 
-ARCHITECTURES = {"gru": GRUClassifier}
+#: The plain GRU, which is what `RecurrentClassifier` is without further arguments.
+GRUClassifier = RecurrentClassifier

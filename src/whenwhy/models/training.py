@@ -8,60 +8,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from whenwhy import __version__
 from whenwhy.engine import Workers, run
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY
+from whenwhy.models.architectures import ARCHITECTURES, model_arguments
 from whenwhy.models.checkpoint import checkpoint_files, vocabulary_sha256
-from whenwhy.models.logistic_regression import counts_of, logistic_regression_probability
-from whenwhy.models.recurrent import ARCHITECTURES
-from whenwhy.schema import HELD_OUT, SPLITS, TRAIN, TUNING
+from whenwhy.models.fit_state import forget
+from whenwhy.models.fitting import CLASS_WEIGHTS, SUPERVISE, FitSettings, Fitted, fit, weighing
+from whenwhy.models.folds import FoldSplit, fold_split, outcomes, require_both_classes
+from whenwhy.models.logistic_regression import FittedRegression, counts_of, logistic_regression
+from whenwhy.models.predictions import scored_shards
+from whenwhy.models.quality import calibration, discrimination
+from whenwhy.schema import HELD_OUT, TRAIN
 from whenwhy.shards import Json, StageDirectory
 
-#: Of the patients that a further fold does not hold out, this share tunes.
-TUNING_SHARE = 1 / 8
+#: What a summary calls the figures of the regression beside the model.
+REGRESSION = "logistic_regression_"
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How a model is trained. `folds` counts the data set's own split as the first."""
+class TrainSettings(FitSettings):
+    """How a model is built, fitted and measured. `folds` counts the data set's own split as the first."""
 
     architecture: str = "gru"
     hidden: int = 64
+    layers: int = 1
+    bidirectional: bool = False
+    pooling: str | None = None  # None: the architecture's own
     dropout: float = 0.5
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
-    batch: int = 128
-    epochs: int = 30
-    patience: int = 4
+    input_dropout: float = 0.0
     folds: int = 1
     seed: int = 0
+
+    def arguments(self, vocabulary_size: int) -> Json:
+        """What the architecture is called with."""
+        return model_arguments(
+            self.architecture,
+            vocabulary_size=vocabulary_size,
+            hidden=self.hidden,
+            layers=self.layers,
+            bidirectional=self.bidirectional,
+            pooling=self.pooling,
+            dropout=self.dropout,
+            input_dropout=self.input_dropout,
+        )
+
+    @property
+    def fitting(self) -> FitSettings:
+        """Its part that says how a model is fitted."""
+        return FitSettings(**{field.name: getattr(self, field.name) for field in fields(FitSettings)})
+
+    def check(self) -> None:
+        """Raises `UserError` for what cannot be asked."""
+        self.arguments(vocabulary_size=1)
+        if self.class_weights not in CLASS_WEIGHTS:
+            raise unknown_name("class weighting", self.class_weights, CLASS_WEIGHTS)
+        if self.supervise not in SUPERVISE:
+            raise unknown_name("supervision", self.supervise, SUPERVISE)
+        if min(self.folds, self.epochs, self.batch, self.patience) < 1:
+            raise UserError("train needs at least 1 fold, 1 epoch, 1 epoch of patience and 1 prediction a batch.")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf and 0 <= self.averaging < 1):
+            raise UserError("train needs a learning rate above 0, a weight decay of at least 0 and averaging below 1.")
+        if self.supervise == "every":
+            reason = ARCHITECTURES[self.architecture](**self.arguments(vocabulary_size=1)).not_causal
+            if reason:
+                raise UserError(f"--supervise every asks for scores at every step, but {reason}: use last.")
 
 
 def train(sequences_path: Path, out: Path, settings: TrainSettings, workers: Workers | None = None) -> StageDirectory:
     """The model directory: one entry a fold, with its weights, held-out predictions and measurements.
 
     Raises:
-        UserError: unknown architecture, or a split without both classes.
+        UserError: an option that does not exist or does not fit the others, or a split without both classes.
 
     Example: `train(Path("seq"), Path("model"), TrainSettings(folds=5))`
     """
-    if settings.architecture not in ARCHITECTURES:
-        raise unknown_name("architecture", settings.architecture, ARCHITECTURES)
-    if settings.folds < 1 or settings.epochs < 1 or settings.hidden < 1 or settings.batch < 1:
-        raise UserError("train needs at least 1 fold, 1 epoch, 1 hidden unit and 1 prediction a batch.")
+    settings.check()
     sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
-    _check_splits(sequences)
+    told = outcomes(sequences)
+    require_both_classes(sequences, column(told, "split"), column(told, "positive"))
     keys = [f"fold-{number + 1}" for number in range(settings.folds)]
     stage = StageDirectory.create(
         out,
@@ -74,7 +108,22 @@ def train(sequences_path: Path, out: Path, settings: TrainSettings, workers: Wor
     missing = stage.missing()
     task = TrainFold(str(sequences_path), str(out))
     run(task, missing, stage="train", unit="predictions", workers=workers, finished=len(keys) - len(missing))
+    scratch = scratch_of(stage)
+    if scratch.exists() and not any(scratch.iterdir()):
+        scratch.rmdir()
     return stage
+
+
+def scratch_of(stage: StageDirectory) -> Path:
+    """Where unfinished folds keep their state."""
+    return stage.path / "scratch"
+
+
+def column(told: pa.Table, name: str) -> np.ndarray:
+    """A column of `outcomes` as an array [prediction]; "positive" is its label as bool."""
+    if name == "positive":
+        return np.asarray(told["label"].to_numpy() == "true")
+    return np.asarray(told[name].to_numpy())
 
 
 @dataclass(frozen=True)
@@ -89,146 +138,137 @@ class TrainFold:
         stage = StageDirectory.open(Path(self.out), "train")
         source = StageDirectory.open(Path(self.sequences), "prepare")
         settings = TrainSettings(**stage.settings)
-        sequences = load_sequences(source)
         size = source.read(VOCABULARY, VOCABULARY, ["feature_value_id"]).num_rows
+        arguments = settings.arguments(size)
+        told = outcomes(source)
+        subject, own, positive = (column(told, name) for name in ("subject_id", "split", "positive"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
         def one_fold(key: str) -> int:
-            split = fold_split(sequences, int(key.rpartition("-")[2]), settings.folds, settings.seed)
-            model, epochs = fit(sequences, size, split, settings)
-            held_out = np.flatnonzero(split == HELD_OUT)
-            positive = sequences.column("label") == "true"
-            probability = predict(model, sequences, held_out)
-            regression = logistic_regression_probability(
-                counts_of(sequences, size), positive, *(np.flatnonzero(split == s) for s in SPLITS)
+            number = int(key.rpartition("-")[2])
+            split = fold_split(subject, own, number, settings.folds, settings.seed)
+            of = split.of(subject)
+            require_both_classes(source, of, positive, key)
+            state_path = scratch_of(stage) / f"{key}.safetensors"
+            fitted = fit(
+                source,
+                split,
+                weighing(settings.class_weights, positive[of == TRAIN]),
+                settings.architecture,
+                arguments,
+                settings.fitting,
+                seed=(settings.seed, number),
+                state_path=state_path,
+                device=device,
             )
+            regression = logistic_regression(source, size, split, settings.seed)
+            held_out = _held_out(source, split, size, fitted, regression, device)
             description: Json = {
                 "architecture": settings.architecture,
-                "arguments": {"vocabulary_size": size, "hidden": settings.hidden, "dropout": settings.dropout},
+                "arguments": arguments,
                 "vocabulary_sha256": vocabulary_sha256(source),
                 "run_id": stage.run_id,
             }
-            predictions = sequences.table.select(["subject_id", "prediction_time", "label"]).take(held_out)
-            predictions = predictions.append_column("probability", pa.array(probability)).append_column(
-                "logistic_regression_probability", pa.array(regression)
-            )
-            summary = {
-                "n_held_out": len(held_out),
-                "n_positive": int(positive[held_out].sum()),
-                "epochs": epochs,
-                "auroc": float(roc_auc_score(positive[held_out], probability)),
-                "auprc": float(average_precision_score(positive[held_out], probability)),
-                "logistic_regression_auroc": float(roc_auc_score(positive[held_out], regression)),
-                "logistic_regression_auprc": float(average_precision_score(positive[held_out], regression)),
-            }
-            stage.publish(key, {**checkpoint_files(model, description), "predictions": predictions}, summary)
-            return len(sequences) * epochs
+            summary = summary_of(held_out, fitted, regression, settings.seed)
+            stage.publish(key, {**checkpoint_files(fitted.model, description), "predictions": held_out}, summary)
+            forget(state_path)
+            return len(subject) * fitted.epochs
 
         return one_fold
 
 
+def _held_out(
+    source: StageDirectory,
+    split: FoldSplit,
+    size: int,
+    fitted: Fitted,
+    regression: FittedRegression,
+    device: torch.device,
+) -> pa.Table:
+    """What model and regression say of the held-out patients' predictions, in order."""
+    tables = []
+    for shard in scored_shards(fitted.model, source, split.choose(HELD_OUT), device):
+        table = shard.sequences.table.select(["subject_id", "prediction_time", "label"]).take(shard.rows)
+        counts = counts_of(shard.sequences, size)[shard.rows]
+        table = table.append_column("probability", pa.array(shard.probability))
+        tables.append(table.append_column(f"{REGRESSION}probability", pa.array(regression.probability(counts))))
+    return pa.concat_tables(tables)
+
+
+def summary_of(held_out: pa.Table, fitted: Fitted, regression: FittedRegression, seed: int) -> Json:
+    """What a fold measured on its held-out patients; what begins with n_ counts patients or predictions."""
+    subject, positive = held_out["subject_id"].to_numpy(), column(held_out, "positive")
+    named = {prefix: held_out[f"{prefix}probability"].to_numpy() for prefix in ("", REGRESSION)}
+    calibrated = {
+        f"{prefix}{name}": value
+        for prefix, probability in named.items()
+        for name, value in calibration(positive, probability).items()
+    }
+    return {
+        "n_held_out": len(subject),
+        "n_held_out_patients": len(np.unique(subject)),
+        "n_positive": int(positive.sum()),
+        "epochs": fitted.epochs,
+        "best_epoch": fitted.best_epoch,
+        "tuning_loss": fitted.tuning_loss,
+        f"{REGRESSION}penalty": regression.penalty,
+        f"n_{REGRESSION}train": regression.n_train,
+        f"n_{REGRESSION}train_of": regression.n_train_of,
+        **discrimination(subject, positive, named, seed),
+        **calibrated,
+    }
+
+
 def measured(model: StageDirectory) -> Json:
-    """What training measured on held-out patients: per fold, means, and the paired difference of the AUROCs."""
-    folds = [model.entry(name).summary for name in model.shards]
+    """What training measured on held-out patients: per fold, means, and the paired difference of the AUROCs.
+
+    Calibration curves stay with the model, since their bins count few patients; a model that was not
+    measured has its folds alone.
+    """
+    summaries = [model.entry(name).summary for name in model.shards]
+    folds = [{key: value for key, value in told.items() if not key.endswith("calibration_curve")} for told in summaries]
+    if not all("auroc" in fold for fold in folds):
+        return {"folds": folds}
     difference = np.array([fold["auroc"] - fold["logistic_regression_auroc"] for fold in folds])
     error = float(difference.std(ddof=1) / math.sqrt(len(folds))) if len(folds) > 1 else None
     return {
         "folds": folds,
-        "auroc": float(np.mean([fold["auroc"] for fold in folds])),
-        "logistic_regression_auroc": float(np.mean([fold["logistic_regression_auroc"] for fold in folds])),
+        **{
+            prefix + name: float(np.mean([fold[prefix + name] for fold in folds]))
+            for prefix in ("", REGRESSION)
+            for name in ("auroc", "auprc", "brier")
+        },
         "difference": float(difference.mean()),
         "difference_standard_error": error,
     }
 
 
 def measured_sentence(measurement: Json) -> str:
-    """What `measured` found, in one sentence for people."""
+    """What `measured` found, in one or two sentences for people, without a full stop."""
     folds, error = measurement["folds"], measurement["difference_standard_error"]
     own, regression = measurement["auroc"], measurement["logistic_regression_auroc"]
-    if error is None:
-        return (
-            f"held-out AUROC {own:.3f} ({folds[0]['n_positive']:,} positive of {folds[0]['n_held_out']:,}); "
-            f"logistic regression on the same inputs {regression:.3f}"
-        )
-    return (
-        f"held-out AUROC, mean of {len(folds)} folds: {own:.3f}; logistic regression on the same inputs "
-        f"{regression:.3f}; paired difference {measurement['difference']:+.4f} (standard error {error:.4f}); "
-        f"the model that ships is fold 1's, {folds[0]['auroc']:.3f} beside {folds[0]['logistic_regression_auroc']:.3f}"
+    first = folds[0]
+    shipped = (
+        f"{first['auroc']:.3f} ({first['auroc_low']:.3f} to {first['auroc_high']:.3f}; {first['n_positive']:,} positive "
+        f"of {first['n_held_out']:,})"
     )
+    if error is None:
+        told = f"held-out AUROC {shipped}; logistic regression on the same inputs {regression:.3f}"
+    else:
+        told = (
+            f"held-out AUROC, mean of {len(folds)} folds: {own:.3f}; logistic regression on the same inputs "
+            f"{regression:.3f}; paired difference {measurement['difference']:+.4f} (standard error {error:.4f}); "
+            f"the model that ships is fold 1's, {shipped} beside {first['logistic_regression_auroc']:.3f}"
+        )
+    slope = "none" if first["calibration_slope"] is None else f"{first['calibration_slope']:.2f}"
+    told += (
+        f". Its AUPRC is {first['auprc']:.3f} ({first['auprc_low']:.3f} to {first['auprc_high']:.3f}), Brier score "
+        f"{first['brier']:.4f}, calibration slope {slope} and intercept {first['calibration_intercept']:+.2f}"
+    )
+    n, of = first["n_logistic_regression_train"], first["n_logistic_regression_train_of"]
+    return told + (f". The regression learned from a sample of {n:,} of {of:,} predictions" if n < of else "")
 
 
 def load_sequences(directory: StageDirectory) -> Sequences:
     """All shards of a complete directory of sequences."""
     return Sequences(pa.concat_tables([directory.read(name, TABLE) for name in directory.shards]))
-
-
-def fold_split(sequences: Sequences, number: int, folds: int, seed: int) -> np.ndarray:
-    """The split of each prediction in fold `number` (from 1), patients never divided [prediction].
-
-    Fold 1 is the data set's own split. The others hold out, in turn, an equal part of the patients that
-    fold 1 does not hold out, so that with a fifth held out five folds hold out every patient once.
-    """
-    own: np.ndarray = sequences.column("split")
-    if number == 1:
-        return own
-    subject = sequences.column("subject_id")
-    random = np.random.default_rng([seed, folds])
-    rest = random.permutation(np.unique(subject[own != HELD_OUT]))
-    held_out = rest[number - 2 :: folds - 1]
-    others = random.permutation(np.setdiff1d(subject, held_out))
-    tuning = others[: int(len(others) * TUNING_SHARE)]
-    return np.where(np.isin(subject, held_out), HELD_OUT, np.where(np.isin(subject, tuning), TUNING, TRAIN))
-
-
-def fit(
-    sequences: Sequences, vocabulary_size: int, split: np.ndarray, settings: TrainSettings
-) -> tuple[torch.nn.Module, int]:
-    """The model with the least log loss on the tuning patients, and how many epochs were trained."""
-    torch.manual_seed(settings.seed)
-    random = np.random.default_rng(settings.seed)
-    label = torch.from_numpy((sequences.column("label") == "true").astype(np.float32))
-    train, tuning = np.flatnonzero(split == TRAIN), np.flatnonzero(split == TUNING)
-    model = ARCHITECTURES[settings.architecture](vocabulary_size, settings.hidden, settings.dropout)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    best, best_loss, best_epoch = deepcopy(model.state_dict()), math.inf, 0
-    for epoch in range(1, settings.epochs + 1):
-        model.train()
-        # Like lengths together, yet other neighbours every epoch.
-        order = np.argsort(sequences.n_steps[train] // 3 + random.random(len(train)), kind="stable")
-        batches = [train[order[i : i + settings.batch]] for i in range(0, len(order), settings.batch)]
-        for number in random.permutation(len(batches)):
-            rows = batches[number]
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(model(sequences.batch(rows)), label[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        probability = predict(model, sequences, tuning)
-        tuning_loss = log_loss(label[tuning].numpy(), probability, labels=[0, 1])
-        if tuning_loss < best_loss:
-            best, best_loss, best_epoch = deepcopy(model.state_dict()), tuning_loss, epoch
-        elif epoch - best_epoch >= settings.patience:
-            break
-    model.load_state_dict(best)
-    return model.eval(), epoch
-
-
-def predict(model: torch.nn.Module, sequences: Sequences, rows: np.ndarray) -> np.ndarray:
-    """The probability of the positive class [row]."""
-    model.eval()
-    probability: np.ndarray = np.zeros(len(sequences))
-    with torch.no_grad():
-        for bucket in sequences.buckets(rows, patients=512, steps=1 << 15):
-            probability[bucket] = torch.sigmoid(model(sequences.batch(bucket)).double()).numpy()
-    return np.asarray(probability[rows])
-
-
-def _check_splits(sequences: StageDirectory) -> None:
-    table = pa.concat_tables([sequences.read(name, TABLE, ["label", "split"]) for name in sequences.shards])
-    seen = {(row["split"], row["label"]) for row in table.group_by(["split", "label"]).aggregate([]).to_pylist()}
-    for split in SPLITS:
-        for label in ("true", "false"):
-            if (split, label) not in seen:
-                raise UserError(
-                    f"{sequences.path}: no prediction of split '{split}' has the label '{label}', so nothing can be "
-                    "measured: give labels with both classes in every split, then prepare again."
-                )

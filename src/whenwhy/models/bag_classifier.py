@@ -1,0 +1,76 @@
+"""What this package's own models share: tables of feature values, whose bags' sums are all that they see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from whenwhy.errors import UserError
+from whenwhy.events.sequence_batch import EVENTS, STATIC, Bags, SequenceBatch
+from whenwhy.models.sequence_model import Embedded, embed_bags
+
+#: Spread of the initial embeddings.
+SPREAD = {EVENTS: 0.1, STATIC: 0.05}
+
+
+class BagClassifier(nn.Module):
+    """A table [feature value, hidden] a stream; a subclass scores the sums of its rows.
+
+    Args:
+        vocabulary_size: number of feature values, "everything absent" included.
+        hidden: width of the embeddings and of every state.
+        dropout: of embeddings, of states between layers and of what the head reads, in training.
+        input_dropout: share of the feature values that each record lacks in training, at all of its steps
+            (Gal and Ghahramani 2016, section 4.2: what is dropped at one step alone is found at the next);
+            what stays weighs 1 / (1 - share), so that a bag keeps its mean.
+    """
+
+    #: Why the model has no scores at the steps of a record; None: it has them.
+    not_causal: str | None = None
+
+    def __init__(self, vocabulary_size: int, hidden: int, dropout: float, input_dropout: float) -> None:
+        super().__init__()
+        self.vocabulary_size, self.hidden, self.input_dropout = vocabulary_size, hidden, input_dropout
+        self.tables = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(vocabulary_size, hidden) * spread) for name, spread in SPREAD.items()}
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def embed(self, batch: SequenceBatch, weights: Mapping[str, torch.Tensor] | None = None) -> Embedded:
+        """The bags' sums: events [patient, step, hidden], static [patient, hidden]."""
+        given = dict(weights or {})
+        if self.training and self.input_dropout:
+            for name, per_patient in ((EVENTS, batch.n_steps), (STATIC, 1)):
+                bags = batch.streams[name]
+                kept = self._kept(bags, per_patient, len(batch))
+                given[name] = kept * given.get(name, bags.weights)
+        events, static = (
+            embed_bags(self.tables[name], batch.streams[name], given.get(name)) for name in (EVENTS, STATIC)
+        )
+        return {EVENTS: events.view(len(batch), batch.n_steps, self.hidden), STATIC: static}
+
+    def _kept(self, bags: Bags, per_patient: int, patients: int) -> torch.Tensor:
+        """0 or 1 / (1 - input_dropout), the same for a feature value wherever a record has it [value]."""
+        first = bags.offsets[::per_patient].long()  # [patient], where each one's values begin
+        counts = torch.diff(first, append=first.new_tensor([len(bags.ids)]))
+        patient = torch.repeat_interleave(torch.arange(patients, device=first.device), counts)  # [value]
+        whole = torch.ones(patients, self.vocabulary_size, device=first.device)
+        return nn.functional.dropout(whole, self.input_dropout)[patient, bags.ids.long()]
+
+    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The logit of the positive class [patient]."""
+        raise NotImplementedError
+
+    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What `score` would say of the record cut after each step [patient, step]; padding says nothing.
+
+        Raises:
+            UserError: the model is not causal.
+        """
+        raise UserError(f"A model has scores at every step only if it reads forwards: {self.not_causal}.")
+
+    def forward(self, batch: SequenceBatch) -> torch.Tensor:
+        """The logit of the positive class [patient]."""
+        return self.score(self.embed(batch), batch.lengths)

@@ -1,0 +1,71 @@
+"""RETAIN: attention over steps and over embeddings, both read backwards, and a linear head."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from whenwhy.events.sequence_batch import EVENTS, STATIC
+from whenwhy.models.bag_classifier import BagClassifier
+from whenwhy.models.sequence_model import Embedded
+
+
+class Retain(BagClassifier):
+    """The logit is linear in sum_i alpha_i beta_i * v_i and in the static values.
+
+    Choi et al., "RETAIN: an interpretable predictive model for healthcare using reverse time attention
+    mechanism", NeurIPS 2016, steps 1 to 5: v_i is the embedding of step i, alpha_i a number (a softmax over
+    the steps) and beta_i a vector (a tanh), each from a GRU that begins at the last step. The static values
+    are not in the paper; they enter the head alone, so that what a step contributes stays alpha, beta and v.
+
+    Example:
+        >>> Retain(8, hidden=4).beta_head.out_features
+        4
+    """
+
+    not_causal = "RETAIN reads a record backwards from its end"
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        hidden: int = 32,
+        dropout: float = 0.3,
+        *,
+        layers: int = 1,
+        input_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(vocabulary_size, hidden, dropout, input_dropout)
+        between = dropout if layers > 1 else 0.0
+        self.alpha_cell = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=between)
+        self.beta_cell = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=between)
+        self.alpha_head = nn.Linear(hidden, 1)
+        self.beta_head = nn.Linear(hidden, hidden)
+        self.head = nn.Linear(2 * hidden, 1)
+
+    def attention(self, embedded: Embedded, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Alpha [patient, step], which sums to 1 over true steps and is 0 in padding, and beta [patient, step, hidden].
+
+        A step's contribution to the logit is exactly alpha_i times head.weight[0, :hidden] times (beta_i * v_i).
+        """
+        return self._attention(embedded[EVENTS], lengths)
+
+    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The logit of the positive class [patient]."""
+        values = self.drop(embedded[EVENTS])  # [patient, step, hidden]
+        alpha, beta = self._attention(values, lengths)
+        context = (alpha.unsqueeze(2) * beta * values).sum(1)  # [patient, hidden]: 0 for a record without steps
+        logit: torch.Tensor = self.head(self.drop(torch.cat([context, embedded[STATIC]], dim=1))).squeeze(1)
+        return logit
+
+    def _attention(self, values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        step = torch.arange(values.shape[1], device=lengths.device)
+        true = step < lengths.unsqueeze(1)  # [patient, step]
+        # Each record turned within its own length; turning it again puts it right.
+        turned = torch.where(true, lengths.unsqueeze(1) - 1 - step, step).unsqueeze(2)  # [patient, step, 1]
+        backwards = values.gather(1, turned.expand_as(values))
+        alpha_states, beta_states = self.alpha_cell(backwards)[0], self.beta_cell(backwards)[0]
+        energy = self.alpha_head(alpha_states).gather(1, turned).squeeze(2)  # [patient, step]
+        lowest = torch.finfo(energy.dtype).min  # not minus infinity: a record without steps has nothing else
+        alpha = energy.masked_fill(~true, lowest).softmax(1) * true
+        beta = torch.tanh(self.beta_head(beta_states)).gather(1, turned.expand_as(values))
+        return alpha, beta
