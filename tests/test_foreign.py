@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from whenwhy.attribution.attribute_shards import (
     attribute_shards,
     residual_summary,
 )
-from whenwhy.attribution.methods.integrated_gradients import gauss_legendre
+from whenwhy.attribution.methods.integrated_gradients import LADDER, gauss_legendre
 from whenwhy.cli import app
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
@@ -185,7 +186,8 @@ def test_contributions_are_complete_and_alone_equals_batched(name: str) -> None:
     total = per_patient(batch, found.streams)
     kinks = name in ("ElmanEveryStep", "Convolution", "MaskedTransformer")  # where quadrature has to give in
     residual = (total - (found.score - found.baseline_score)).abs()
-    assert float(residual.max()) < (1.0 if kinks else 1e-4)
+    assert float(residual.max()) < (0.05 if kinks else 1e-4)
+    assert (found.n_nodes[residual > 1e-4] == LADDER[-1]).all()
     assert float((found.score - found.baseline_score).abs().max()) > 0.1
     for place, row in enumerate(batch.rows[:6]):
         alone = attribute(model, sequences.batch(np.array([row])), tolerance=1e-4)
@@ -420,8 +422,13 @@ def test_from_the_command_line_to_the_store(small_run: SmallRun, trained: Path, 
     assert run["reference_auroc"] is None
 
 
-def test_workers_write_the_same_bytes(small_run: SmallRun, trained: Path, tmp_path: Path) -> None:
-    source = ForeignSource("foreign_models.stranger:make", trained, arguments_of(small_run))
+def test_workers_write_the_same_bytes(
+    small_run: SmallRun, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module lies in the current folder alone, which the worker process is told."""
+    shutil.copy(stranger.__file__, tmp_path / "their_network.py")
+    monkeypatch.chdir(tmp_path)
+    source = ForeignSource("their_network:make", trained, arguments_of(small_run))
     inline = attribute_shards(small_run.sequences, source, tmp_path / "inline", AttributeSettings(), INLINE)
     by_ray = attribute_shards(small_run.sequences, source, tmp_path / "ray", AttributeSettings(), Workers(count=1))
     assert by_ray.run_id == inline.run_id

@@ -281,17 +281,21 @@ def _with(model: ForeignModel, placeholder: torch.Tensor, batch: SequenceBatch) 
 
 
 def _narrow_if_equal(model: ForeignModel, batch: SequenceBatch, wanted: torch.Tensor) -> None:
-    """One number in the input's place instead of a vocabulary, where the network does not mind."""
-    wide = model.placeholder
+    """One number in the input's place instead of a vocabulary, where the network does not mind.
+
+    Where it does, like lengths go together: without padding, what stands there takes no memory.
+    """
+    wide, padded = model.placeholder, model.padded
     if model.call.ids:
         return
-    try:
-        difference = (_with(model, torch.ones(1), batch) - wanted).abs()
+    for placeholder, model.padded in ((torch.ones(1), padded), (wide, False)):
+        try:
+            difference = (_with(model, placeholder, batch) - wanted).abs()
+        except Exception:  # its code wants the vocabulary's width
+            continue
         if (difference <= EQUAL * wanted.abs().clamp(min=1)).all():
             return
-    except Exception:  # its code wants the vocabulary's width
-        pass
-    model.placeholder = wide
+    model.placeholder, model.padded = wide, padded
 
 
 def _original_outputs(original: nn.Module, model: ForeignModel, single: SequenceBatch) -> torch.Tensor:

@@ -154,6 +154,8 @@ class ForeignSource:
                 f"There is no module '{error.name}' for --model {self.name}: run where the module lies ({folder} was "
                 "looked in), or put its folder on PYTHONPATH."
             ) from None
+        except Exception as error:  # the user's own code
+            raise UserError(f"{module_name} could not be imported ({_in_words(error)}): mend it.") from error
         for name in path.split("."):
             if not hasattr(found, name):
                 raise unknown_name("callable", name, (n for n in vars(found) if n[0] != "_"), module_name)
@@ -167,8 +169,8 @@ class ForeignSource:
                 raise UserError(f"{self.name} is a {type(found).__name__}: name a class, a function or a network.")
             try:
                 found = found(**self._arguments())
-            except TypeError as error:
-                raise UserError(f"{self.name} could not be called ({error}): mend --arguments.") from None
+            except Exception as error:  # the user's own code
+                raise UserError(f"{self.name} could not be called ({_in_words(error)}): mend --arguments.") from error
         if not isinstance(found, torch.nn.Module):
             raise UserError(f"{self.name} gives a {type(found).__name__}: name what gives a torch.nn.Module.")
         return found.eval()
@@ -211,6 +213,11 @@ def _require_same_codes(own: list[str], given: list[str], sequences: Path, vocab
             f"{sequences} has {len(own)} feature values, and {vocabulary} {len(given)}: "
             "prepare the sequences with --vocabulary of that file."
         )
+
+
+def _in_words(error: Exception) -> str:
+    """An error of the user's code, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _code_sha256(found: Callable[..., Any] | torch.nn.Module) -> str | None:
