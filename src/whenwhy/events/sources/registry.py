@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import importlib
 import importlib.metadata
@@ -233,7 +234,7 @@ def _beside(out: Path) -> Iterator[Path]:
     The folder is locked by its process while that lives, so that only abandoned ones are removed.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}-{'[0-9a-f]' * 32}"):
+    for left in out.parent.glob(f".{glob.escape(out.name)}-{'[0-9a-f]' * 32}"):
         with _locked(left) as ours:
             if ours:
                 shutil.rmtree(left, ignore_errors=True)

@@ -26,7 +26,8 @@ from whenwhy.events.sources.synthetic_records import made_up, times
 from whenwhy.schema import HELD_OUT, TRAIN, TUNING
 
 EVENTS_A_FILE = 500_000
-PILOT = 0  # the number of the draw that sets the intercept; files count from 1
+#: Numbers of draws: of the patients who set the intercept, of the splits, and from there on of each file.
+PILOT, SPLIT, FIRST_FILE = 0, 1, 2
 PILOT_EVENTS = 400_000
 
 Patients = Annotated[int, typer.Option(help="How many patients.", min=100, max=100_000_000)]
@@ -90,7 +91,7 @@ class WriteFile:
         first = file * self.size
         count = min(self.size, self.patients - first)
         longest = self.longest if file == 0 else None
-        random = _random(self.seed, file + 1)
+        random = _random(self.seed, FIRST_FILE + file)
         records = made_up(random, vocabulary, count, self.events_per_patient, self.intercept, longest)
         name = name_of(file)
         write_events(self.folder, name, records.table(vocabulary, first + 1))
@@ -115,7 +116,7 @@ def _random(seed: int, draw: int) -> np.random.Generator:
 
 
 def _splits(seed: int, patients: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    random = np.random.default_rng((seed, 0, 0))
+    random = _random(seed, SPLIT)
     for first in range(0, patients, size):
         subject = np.arange(first + 1, min(first + size, patients) + 1)
         share = random.random(len(subject))
