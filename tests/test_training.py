@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
+from benchmarks.reader import measure
 from conftest import INLINE, SmallRun
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
@@ -187,6 +188,10 @@ def test_training_holds_some_shards_at_a_time(
     assert len(in_shard) > 3
     train(small_run.sequences, tmp_path / "model", TrainSettings(hidden=4, epochs=1, folds=2), INLINE)
     assert 0 < largest <= sum(in_shard[-2:])
+
+
+def test_shards_become_batches_much_faster_than_a_model_takes_them() -> None:
+    assert measure(small=True)["reader_vs_gru"] >= 5
 
 
 def test_training_stops_when_tuning_patients_no_longer_gain(small_run: SmallRun, tmp_path: Path) -> None:
