@@ -22,6 +22,7 @@ from whenwhy.events.cohort import Cohort
 from whenwhy.events.feature_values import NO_FEATURES, packed
 from whenwhy.events.findings import INCOMPLETE, NOT_FINITE, OUT_OF_ORDER, REPEATED, SCATTERED
 from whenwhy.events.meds_dataset import EVENT_COLUMNS
+from whenwhy.events.sorted_numbers import distinct
 
 #: Rows a worker holds at a time, and rows of a chunk, about.
 ROWS_AT_ONCE = 1 << 20
@@ -190,18 +191,18 @@ class _Scan:
         self.findings[OUT_OF_ORDER] += int(earlier.sum())
         run = np.repeat(np.arange(len(begins)), lengths)
         self.findings[REPEATED] += repeated(run, time, code, value)
-        for at, count in enumerate(np.bincount(code, minlength=len(codes))):
+        for name, count in zip(codes, np.bincount(code, minlength=len(codes)).tolist(), strict=True):
             if count:
-                self.code_rows[codes[at]] += int(count)
+                self.code_rows[name] += count
 
         patient = np.searchsorted(self.cohort.subject_id, subject[begins])
         patient = np.minimum(patient, len(self.cohort.subject_id) - 1)
         known_run = self.cohort.subject_id[patient] == subject[begins]
         in_cohort = np.repeat(known_run, lengths)
-        used = np.unique(code[in_cohort])
+        used = np.flatnonzero(np.bincount(code[in_cohort], minlength=len(codes)))
         self.cohort_codes.update(codes[at] for at in used)
         undated = time == UNDATED
-        static = np.unique(code[in_cohort & undated])
+        static = np.flatnonzero(np.bincount(code[in_cohort & undated], minlength=len(codes)))
         self.static_codes.update(codes[at] for at in static)
         for at in static:
             name = codes[at].split("//")[0].lower()
@@ -302,7 +303,7 @@ def stratum_value(code: str, value: float) -> str:
 def repeated(run: np.ndarray, time: np.ndarray, code: np.ndarray, value: np.ndarray) -> int:
     """How many rows equal an earlier one in every column.
 
-    Rows are told apart by a hash first, since a sort of 64-bit numbers is quick; equal hashes are compared.
+    Rows are told apart by a hash first, since 64-bit numbers sort quickly; those of equal hashes are compared.
 
     Example:
         >>> one = np.array([1, 1, 1])
@@ -314,11 +315,12 @@ def repeated(run: np.ndarray, time: np.ndarray, code: np.ndarray, value: np.ndar
     for column in (time.view(np.uint64), code.astype(np.uint64), bits):
         mixed = (mixed ^ column) * np.uint64(0xBF58476D1CE4E5B9)
         mixed ^= mixed >> np.uint64(29)
-    ordered = np.sort(mixed)
-    alike = ordered[1:] == ordered[:-1]
-    if not alike.any():
+    order = np.argsort(mixed)
+    ordered = mixed[order]
+    alike = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if not len(alike):
         return 0
-    at = np.flatnonzero(np.isin(mixed, ordered[1:][alike]))
+    at = order[distinct(np.concatenate([alike, alike + 1]))]
     at = at[np.lexsort((bits[at], code[at], time[at], run[at], mixed[at]))]
     same = np.ones(len(at) - 1, dtype=bool)
     for column in (run, time, code, bits):

@@ -18,6 +18,7 @@ import pyarrow as pa
 from whenwhy.events.cohort import Cohort
 from whenwhy.events.event_scan import SOURCE, UNDATED, stratum_value
 from whenwhy.events.feature_values import Lookup, ordered_bits
+from whenwhy.events.sorted_numbers import distinct
 
 PROVISIONAL = "provisional.parquet"  # the table of feature values before folding
 CODES = "codes.json"  # the codes that a position stands for
@@ -76,8 +77,8 @@ class GatherShard:
                 if not table.num_rows:
                     continue
                 patient = np.searchsorted(patients, table["patient"].to_numpy())
-                here, first = np.unique(patient, return_index=True)
-                sources[here] = (
+                first = np.flatnonzero(np.diff(patient, prepend=-1) != 0)
+                sources[patient[first]] = (
                     table[SOURCE].combine_chunks().take(pa.array(first)).to_pylist()
                     if SOURCE in table.column_names
                     else part.source
@@ -148,7 +149,7 @@ def _order(patient: np.ndarray, time: np.ndarray, ids: np.ndarray, value: np.nda
 
 def _distinct_patients(patient: np.ndarray, what: np.ndarray, size: int) -> np.ndarray:
     """How many patients have each [size]."""
-    pairs = np.unique(patient.astype(np.int64) * size + what)
+    pairs = distinct(patient.astype(np.int64) * size + what)
     return np.bincount(pairs % size, minlength=size) if len(pairs) else np.zeros(size, dtype=np.int64)
 
 

@@ -46,6 +46,7 @@ from whenwhy.events.sequence_directory import (
     shard_names,
     shard_place,
 )
+from whenwhy.events.sorted_numbers import distinct
 from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, years_at
 from whenwhy.schema import FEATURE_VALUES
 from whenwhy.shards import SCRATCH, Json, StageDirectory
@@ -114,9 +115,9 @@ def training_counts(
     """By feature value, of training patients' last records: values, patients, and of static ones the positive."""
     inside = counted[row]
     row, ids, static = row[inside], ids[inside].astype(np.int64), static[inside]
-    pairs = np.unique(row * size + ids)
+    pairs = distinct(row * size + ids)
     positive = np.asarray(label.to_numpy(zero_copy_only=False) == "true")
-    undated = np.unique(row[static] * size + ids[static])
+    undated = distinct(row[static] * size + ids[static])
     return pa.table(
         {
             "n_train": np.bincount(ids, minlength=size),

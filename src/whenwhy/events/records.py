@@ -6,13 +6,13 @@ Nothing after a prediction time is ever read into its record.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from whenwhy.events.derived_features import Layout, Values, derived
 from whenwhy.events.event_scan import UNDATED
+from whenwhy.events.sorted_numbers import first_reaching
 from whenwhy.events.steps import HOUR_US, MINUTE_US, NO_ANCHOR, StepRule, steps_of
 from whenwhy.schema import SEQUENCES
 
@@ -94,10 +94,10 @@ def records_of(
     undated = np.concatenate([[0], np.cumsum(events.time == UNDATED)])
     first = bounds[patient]  # [prediction] the first event of its patient
     dated = first + undated[bounds[patient + 1]] - undated[first]
-    end = _until(events.time, dated, bounds[patient + 1], prediction_time, side="right")
+    end = first_reaching(events.time, dated, bounds[patient + 1], prediction_time + 1)
     begin = dated
     if rules.history is not None:
-        begin = _until(events.time, dated, end, prediction_time - rules.history, side="left")
+        begin = first_reaching(events.time, dated, end, prediction_time - rules.history)
     anchor = _anchors(events, dated, end, rules.first_anchor)
 
     row, at = _ranges(begin, end)
@@ -168,14 +168,6 @@ def records_of(
         np.arange(len(values.row) + len(static_row)) >= len(values.row),
         counts,
     )
-
-
-def _until(
-    time: np.ndarray, begin: np.ndarray, end: np.ndarray, limit: np.ndarray, side: Literal["left", "right"]
-) -> np.ndarray:
-    """[prediction] where, between begin and end, times reach the limit."""
-    found = [b + np.searchsorted(time[b:e], t, side=side) for b, e, t in zip(begin, end, limit, strict=True)]
-    return np.array(found, dtype=np.int64)
 
 
 def _anchors(events: PatientEvents, begin: np.ndarray, end: np.ndarray, first: bool) -> np.ndarray:
