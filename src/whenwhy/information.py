@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from whenwhy.errors import UserError
+from whenwhy.events.prepare_report import prepared_notes
 from whenwhy.shards import StageDirectory
 
 REGISTERS = ("methods", "queries", "sources")
@@ -59,6 +60,8 @@ def _stage(stage: StageDirectory) -> list[str]:
                     totals[key] = totals.get(key, 0) + value
         if totals:
             lines.append("totals: " + ", ".join(f"{key} {value:,}" for key, value in totals.items()))
+        if stage.manifest["stage"] == "prepare":
+            lines += prepared_notes(stage)
         lines.append(f"content: sha256 {stage.content_sha256()}")
     return lines
 

@@ -103,6 +103,7 @@ PREDICTIONS: Final = pa.schema(
         ("baseline_score", pa.float64()),
         ("probability", pa.float64()),
         ("completeness_residual", pa.float64()),
+        ("source", pa.string()),  # the MEDS shard that the patient's events lay in
         ("n_nodes", pa.int32()),  # quadrature nodes used
         ("n_steps", pa.int32()),
         ("n_values", pa.int32()),

@@ -76,6 +76,7 @@ def attribution_tables(
             "baseline_score": baseline,
             "probability": probability,
             "completeness_residual": total - (score - baseline),
+            "source": table["source"],
             "n_nodes": nodes,
             "n_steps": steps.astype(np.int32),
             "n_values": np.bincount(row, minlength=count).astype(np.int32),

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from whenwhy.errors import UserError, unknown_name
+from whenwhy.schema import PREDICTIONS
 
 AGE_BAND = "age_band"
 
@@ -67,6 +68,8 @@ def require_strata(
     for name in asked:
         if name == AGE_BAND:
             continue
+        if name.lower() in PREDICTIONS.names:
+            raise UserError(f"A stratum cannot be called '{name}': a store's predictions have a column of that name.")
         if name.lower() not in names:
             raise unknown_name("stratum", name, [AGE_BAND, *names], str(where))
         count = sum(of == name.lower() for of, _ in values)
