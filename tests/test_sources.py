@@ -238,20 +238,31 @@ def test_a_place_is_named_or_follows_from_the_input(
 
 
 def test_a_killed_import_leaves_nothing_half_written(tmp_path: Path) -> None:
-    asked = ["import", "synthetic", "out", "--patients", "4000", "--patients-per-file", "100", "--workers", "2"]
+    asked = ["import", "synthetic", "out", "--patients", "40000", "--patients-per-file", "2000", "--workers", "2"]
     running = subprocess.Popen(
         [sys.executable, "-m", "whenwhy", *asked], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     assert running.stderr is not None
-    assert re.match("import 1/40 ", running.stderr.readline())
+    for number in (1, 2, 3):  # both workers have begun
+        assert re.match(f"import {number}/20 ", running.stderr.readline())
+    workers = subprocess.run(
+        ["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(workers) >= 2
     running.kill()
     running.wait()
     running.stderr.close()
     [left] = tmp_path.iterdir()  # hidden, beside, and never taken for a data set
     assert re.fullmatch(r"\.out-[0-9a-f]{32}", left.name)
-    size = -1
-    while size != (size := sum(1 for _ in left.rglob("*"))):  # the workers end with their parent
-        time.sleep(0.5)
+    for _ in range(100):  # the workers end with their parent
+        states = subprocess.run(
+            ["ps", "-o", "stat=", "-p", ",".join(workers)], capture_output=True, text=True, check=False
+        )
+        if not [state for state in states.stdout.split() if not state.startswith("Z")]:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a worker outlives its parent")
     import_source("synthetic", tmp_path / "out", patients=200)
     assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
 

@@ -89,6 +89,9 @@ def test_one_table_in_many_forms_is_one_data_set(tmp_path: Path) -> None:
     forms["minutes"] = (tmp_path / "minutes.csv", {"time_unit": "minutes", "origin": "2019-12-31"})
     rows.assign(t=when.dt.strftime("%d.%m.%Y %H-%M-%S")).to_csv(tmp_path / "format.csv", index=False)
     forms["format"] = (tmp_path / "format.csv", {"time_format": "%d.%m.%Y %H-%M-%S"})
+    berlin = when.dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin")
+    rows.assign(t=berlin.map(lambda t: None if pd.isna(t) else t.isoformat())).to_csv(tmp_path / "iso.csv", index=False)
+    forms["offsets"] = (tmp_path / "iso.csv", {})
     (tmp_path / "parts").mkdir()
     for number in range(3):
         rows[number::3].to_csv(tmp_path / "parts" / f"{number}.csv", index=False)
