@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from cohort import write_cohort
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+from whenwhy.cli import main
 from whenwhy.engine import Workers
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.models.training import TrainSettings, train
@@ -20,8 +23,36 @@ from whenwhy.store import publish_store
 
 INLINE = Workers(inline=True)
 
+#: Runs a command of the command line; gives exit status, standard output and standard error.
+Command = Callable[..., tuple[int, str, str]]
+
 # Workers are processes of their own: they find the tests' tasks by this path.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.fixture
+def whenwhy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command; gives exit status, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["whenwhy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def one_sentence(told: tuple[int, str, str]) -> str:
+    """The sentence of a refused command: one line behind any progress, no traceback, nothing on standard output."""
+    status, printed, said = told
+    assert status == 2, told
+    assert printed == ""
+    said = re.sub(r"^(scan|gather) \d+/\d+ .*\n", "", said, flags=re.MULTILINE)
+    assert said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said
 
 
 @dataclass(frozen=True)

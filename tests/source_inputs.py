@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,20 +14,9 @@ import pytest
 
 from whenwhy.events.sources import import_source
 
-Command = Callable[..., tuple[int, str, str]]
 DATA = Path(os.environ.get("WHENWHY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SYNTHETIC = {"patients": 2000, "patients_per_file": 500, "longest": 5000, "seed": 3}
 MAPPING = {"subject": "id", "time": "t", "code": "c", "value": "v"}
-
-
-def refused(told: tuple[int, str, str]) -> str:
-    """The one sentence of a refused command."""
-    status, printed, said = told
-    assert status == 2, told
-    assert printed == ""
-    assert said.count("\n") == 1, said
-    assert "Traceback" not in said
-    return said
 
 
 def real(folder: str) -> Path:

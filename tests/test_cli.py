@@ -16,39 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import SmallRun
+from conftest import Command, SmallRun, one_sentence
 from whenwhy import __version__
 from whenwhy.attribution import registered_methods
-from whenwhy.cli import app, main
+from whenwhy.cli import app
 from whenwhy.events.sources import registered_sources
 from whenwhy.store.queries import named_queries
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def whenwhy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command; gives exit status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["whenwhy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
-
-
-def one_sentence(told: tuple[int, str, str]) -> str:
-    """The sentence of a refused command: one line behind any progress, no traceback, nothing on standard output."""
-    status, printed, said = told
-    assert status == 2, told
-    assert printed == ""
-    said = re.sub(r"^(scan|gather) \d+/\d+ .*\n", "", said, flags=re.MULTILINE)
-    assert said.count("\n") == 1, said
-    assert "Traceback" not in said
-    return said
 
 
 def test_every_stage_alone(small_run: SmallRun, tmp_path: Path, whenwhy: Command) -> None:

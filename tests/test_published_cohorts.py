@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import shutil
-import sys
 import tarfile
 from datetime import datetime
 from pathlib import Path
@@ -14,33 +13,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from conftest import Command, one_sentence
 from replicas.synthetic_truth import completed_years
 from source_inputs import (
     STAY,
-    Command,
     contents,
     events_of,
     real,
-    refused,
     write_challenge,
 )
-from whenwhy.cli import main
 from whenwhy.events.sources import import_source
 from whenwhy.events.sources.physionet2012 import CODES, PARAMETERS
-
-
-@pytest.fixture
-def whenwhy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command; gives exit status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["whenwhy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -71,11 +54,13 @@ def test_nafld_from_csv_is_the_packaged_one(tmp_path: Path) -> None:
 
 def test_a_missing_nafld_table_gets_a_sentence(tmp_path: Path, whenwhy: Command) -> None:
     (tmp_path / "empty").mkdir()
-    assert "nafld1.csv.gz or nafld1.csv" in refused(whenwhy("import", "nafld", tmp_path / "empty", tmp_path / "out"))
+    assert "nafld1.csv.gz or nafld1.csv" in one_sentence(
+        whenwhy("import", "nafld", tmp_path / "empty", tmp_path / "out")
+    )
     for number in (1, 2, 3):
         with gzip.open(tmp_path / "empty" / f"nafld{number}.csv.gz", "wt") as file:
             file.write("id,aged,days\n1,2,3\n")
-    assert "did you mean 'aged'" in refused(whenwhy("import", "nafld", tmp_path / "empty", tmp_path / "out"))
+    assert "did you mean 'aged'" in one_sentence(whenwhy("import", "nafld", tmp_path / "empty", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -197,5 +182,5 @@ def test_broken_stays_get_a_sentence(tmp_path: Path, whenwhy: Command, broken: s
     harm, sentence = PHYSIONET_BROKEN[broken]
     folder = write_challenge(tmp_path / "challenge")
     harm(folder)
-    assert sentence in refused(whenwhy("import", "physionet2012", folder, tmp_path / "out"))
+    assert sentence in one_sentence(whenwhy("import", "physionet2012", folder, tmp_path / "out"))
     assert [file.name for file in tmp_path.iterdir()] == ["challenge"]

@@ -21,36 +21,20 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
+from conftest import Command, one_sentence
 from source_inputs import (
     DATA,
     SYNTHETIC,
-    Command,
     contents,
     import_table,
-    refused,
     write_challenge,
     write_table,
 )
-from whenwhy.cli import main
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.events.sources import import_source, registered_sources, registry, source
 from whenwhy.events.sources.meds_writer import Code, MedsWriter, meds_rows
-
-
-@pytest.fixture
-def whenwhy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command; gives exit status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["whenwhy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +147,7 @@ def test_a_source_brings_its_own_options(user_source: str, tmp_path: Path, whenw
     ):
         with pytest.raises(UserError, match=sentence):
             import_source(user_source, tmp_path / "new", **options)
-    assert "--ward" in refused(whenwhy("import", user_source, tmp_path / "new"))
+    assert "--ward" in one_sentence(whenwhy("import", user_source, tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 
@@ -188,7 +172,7 @@ def test_every_source_helps(whenwhy: Command) -> None:
         assert status == 0
         assert "OUT_MEDS" in said
     assert "--events-per-patient" in whenwhy("import", "synthetic", "--help")[1]
-    assert "Name a source" in refused(whenwhy("import"))
+    assert "Name a source" in one_sentence(whenwhy("import"))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -201,20 +185,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert told.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_same_import_is_found_and_another_refused(tmp_path: Path, whenwhy: Command) -> None:
+def test_the_same_import_is_found_and_another_one_sentence(tmp_path: Path, whenwhy: Command) -> None:
     table, out = write_table(tmp_path / "in") / "events.csv", tmp_path / "out"
     asked = ["import", "table", table, out, "--subject", "id", "--time", "t", "--code", "c"]
     assert "Wrote the MEDS data set" in whenwhy(*asked)[1]
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     assert "Found the MEDS data set" in whenwhy(*asked, "--memory-limit", "2GB")[1]  # how, not what
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
-    assert "of other settings (--value none)" in refused(whenwhy(*asked, "--value", "v"))
+    assert "of other settings (--value none)" in one_sentence(whenwhy(*asked, "--value", "v"))
     table.write_text(table.read_text() + "p1,2020-01-01,DX,,\n")
-    assert "of other settings (other inputs)" in refused(whenwhy(*asked))
-    assert "made by whenwhy import table, not by whenwhy import synthetic" in refused(
+    assert "of other settings (other inputs)" in one_sentence(whenwhy(*asked))
+    assert "made by whenwhy import table, not by whenwhy import synthetic" in one_sentence(
         whenwhy("import", "synthetic", out)
     )
-    assert "is no MEDS data set" in refused(whenwhy("import", "synthetic", tmp_path / "in"))
+    assert "is no MEDS data set" in one_sentence(whenwhy("import", "synthetic", tmp_path / "in"))
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
 
 
@@ -227,13 +211,13 @@ def test_a_place_is_named_or_follows_from_the_input(
     assert "Wrote the MEDS data set events_meds " in whenwhy("import", "table", "events.csv", *mapping)[1]
     assert "Wrote the MEDS data set other " in whenwhy("import", "table", "events.csv", "--out", "other", *mapping)[1]
     assert contents(tmp_path / "events_meds") == contents(tmp_path / "other")
-    assert "needs a place" in refused(whenwhy("import", "synthetic"))
-    assert "needs a place" in refused(whenwhy("import", "table"))
-    assert "unexpected extra argument" in refused(whenwhy("import", "synthetic", "events.csv", "new"))
+    assert "needs a place" in one_sentence(whenwhy("import", "synthetic"))
+    assert "needs a place" in one_sentence(whenwhy("import", "table"))
+    assert "unexpected extra argument" in one_sentence(whenwhy("import", "synthetic", "events.csv", "new"))
     with pytest.raises(UserError, match="reads no file"):
         import_source("synthetic", tmp_path / "new", tmp_path / "events.csv")
-    assert "nothing.csv does not exist" in refused(whenwhy("import", "table", "nothing.csv", "new"))
-    assert "reads a file or folder" in refused(whenwhy("import", "table", "--out", "new"))
+    assert "nothing.csv does not exist" in one_sentence(whenwhy("import", "table", "nothing.csv", "new"))
+    assert "reads a file or folder" in one_sentence(whenwhy("import", "table", "--out", "new"))
     assert not (tmp_path / "new").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,31 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conftest import Command, one_sentence
 from source_inputs import (
     MAPPING,
-    Command,
     contents,
     events_of,
     import_table,
-    refused,
     write_table,
 )
-from whenwhy.cli import main
 from whenwhy.events.sources import import_source
-
-
-@pytest.fixture
-def whenwhy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command; gives exit status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["whenwhy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -156,15 +139,15 @@ def test_broken_tables_get_a_sentence(tmp_path: Path, whenwhy: Command, broken: 
     more = [word.format(folder=file.parent) for word in asked]
     told = whenwhy("import", "table", file, tmp_path / "out", *mapping, *more)
     said = told[2].splitlines(keepends=True)[-1]  # what it says on the way may come before
-    assert sentence.format(file=file) in refused((told[0], told[1], said))
+    assert sentence.format(file=file) in one_sentence((told[0], told[1], said))
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
 
 
 def test_times_in_numbers_want_a_unit(tmp_path: Path, whenwhy: Command) -> None:
     pq.write_table(pa.table({"subject_id": [1], "time": [3.5], "code": ["A"]}), tmp_path / "e.parquet")
-    said = refused(whenwhy("import", "table", tmp_path / "e.parquet", tmp_path / "out"))
+    said = one_sentence(whenwhy("import", "table", tmp_path / "e.parquet", tmp_path / "out"))
     assert "column 'time' holds numbers (DOUBLE): say --time-unit" in said
     (tmp_path / "bad.parquet").write_text("no parquet")
-    assert "cannot be read as a table" in refused(
+    assert "cannot be read as a table" in one_sentence(
         whenwhy("import", "table", tmp_path / "bad.parquet", tmp_path / "out")
     )

@@ -63,7 +63,8 @@ class GatherShard:
         def opened(file: str) -> tuple[pa.Table, np.ndarray, np.ndarray]:
             part = pa.ipc.open_file(pa.memory_map(file)).read_all()
             told = part.schema.metadata
-            place = [position[code] for code in json.loads(told[b"codes"])]
+            # A file may name codes of other patients alone, which no kept event has.
+            place = [position.get(code, -1) for code in json.loads(told[b"codes"])]
             return part, np.frombuffer(told[b"offsets"], "<i8"), np.array(place, dtype=np.int32)
 
         def one_shard(key: str) -> int:
