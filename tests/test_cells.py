@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from conftest import SmallRun
 from replicas.cells import CellKey, ExposureKey, Row, RunReplica, remade
 from whenwhy.errors import UserError
+from whenwhy.events.out_of_core import connect
 from whenwhy.schema import ATTRIBUTION_UNITS, CELLS, EXPOSURE, on_grid
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
-from whenwhy.statistics.cells import cells_table, connect, define_at_risk, define_predictions, time_bin_of
+from whenwhy.statistics.cells import cells_table, define_at_risk, define_predictions, time_bin_of
 from whenwhy.statistics.time_axis import MOST_BINS, SPANNED, WIDTHS, TimeAxis, readable_axis
 from whenwhy.store import open_store
 

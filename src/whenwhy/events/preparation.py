@@ -16,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whenwhy.engine import Workers, run
@@ -33,7 +34,6 @@ from whenwhy.events.records import PatientEvents, records_of
 from whenwhy.events.repair import repaired
 from whenwhy.events.scanned import scanned
 from whenwhy.events.sequence_directory import (
-    COUNTS,
     LAYOUT,
     LAYOUT_FILE,
     NOTES_FILE,
@@ -48,7 +48,7 @@ from whenwhy.events.sequence_directory import (
 )
 from whenwhy.events.sorted_numbers import distinct
 from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, years_at
-from whenwhy.schema import FEATURE_VALUES
+from whenwhy.schema import FEATURE_VALUES, TRAIN
 from whenwhy.shards import SCRATCH, Json, StageDirectory
 
 BIRTHS = "births.npy"  # in scratch: the time of each patient's birth
@@ -97,37 +97,48 @@ class PrepareShard:
                 events["patient"], events["time"], ids, events["value"], events["anchor"], (age_id, years)
             )
             records = records_of(plain, patient, told, rules, layout)
-            # A training patient counts once: the record of the last prediction.
-            counted = cohort.training[patients[patient]] & (time == cohort.latest[patients[patient]])
-            counts = training_counts(records.row, records.id, records.static, counted, plain["label"], len(table))
+            np.save(scratch / f"{key}-counts.npy", training_counts(records.table, len(table)))
             with np.load(scratch / f"{key}.npz") as gathered:
                 unknown = int(gathered["unknown"].sum())
-            stage.publish(key, {TABLE: records.table, COUNTS: counts}, records.counts | {"n_unknown": unknown})
+            stage.publish(key, {TABLE: records.table}, records.counts | {"n_unknown": unknown})
             return records.counts["n_events"]
 
         assert not bands or len(births) == len(cohort.subject_id)
         return one_shard
 
 
-def training_counts(
-    row: np.ndarray, ids: np.ndarray, static: np.ndarray, counted: np.ndarray, label: pa.ChunkedArray, size: int
-) -> pa.Table:
-    """By feature value, of training patients' last records: values, patients, and of static ones the positive."""
-    inside = counted[row]
-    row, ids, static = row[inside], ids[inside].astype(np.int64), static[inside]
-    pairs = distinct(row * size + ids)
-    positive = np.asarray(label.to_numpy(zero_copy_only=False) == "true")
-    undated = distinct(row[static] * size + ids[static])
-    return pa.table(
-        {
-            "n_train": np.bincount(ids, minlength=size),
-            "n_train_patients": np.bincount(pairs % size, minlength=size),
-            "n_undated": np.bincount(undated % size, minlength=size),
-            "n_undated_positive": np.bincount(undated % size, positive[undated // size], minlength=size).astype(
-                np.int64
-            ),
-        }
-    )
+#: The rows of `training_counts`.
+COUNTED = ("n_train", "n_train_patients", "n_undated", "n_undated_positive")
+
+
+def training_counts(table: pa.Table, size: int) -> np.ndarray:
+    """What training patients have of each feature value [4, feature value]: rows by COUNTED.
+
+    A patient counts once, by the record of the last prediction: values, patients, and patients with it
+    undated, of whom so many are positive. All of a patient's predictions are in one table, in order.
+    """
+    subject = table["subject_id"].to_numpy()
+    last = np.append(subject[1:] != subject[:-1], True) if len(subject) else np.array([], dtype=bool)
+    of = np.flatnonzero(last & np.asarray(table["split"].to_numpy(zero_copy_only=False) == TRAIN))
+    chosen = table.select(["label", "event_id", "static_id"]).take(pa.array(of)).combine_chunks()
+    positive = np.asarray(chosen["label"].to_numpy(zero_copy_only=False) == "true")
+
+    def values(name: str) -> tuple[np.ndarray, np.ndarray]:
+        column = chosen[name].combine_chunks()
+        row = pc.list_parent_indices(column).to_numpy().astype(np.int64)
+        return row, pc.list_flatten(column).to_numpy().astype(np.int64)
+
+    (row, ids), (static_row, static_id) = values("event_id"), values("static_id")
+    undated = distinct(static_row * size + static_id)
+    every = np.concatenate([ids, static_id])
+    pairs = distinct(np.concatenate([row, static_row]) * size + every)
+    counts = [
+        np.bincount(every, minlength=size),
+        np.bincount(pairs % size, minlength=size),
+        np.bincount(undated % size, minlength=size),
+        np.bincount(undated % size, positive[undated // size], minlength=size),
+    ]
+    return np.stack(counts).astype(np.int64)
 
 
 class Preparation:
@@ -308,11 +319,14 @@ class Preparation:
             workers=self.workers,
             finished=finished,
         )
-        names = COUNTED
-        totals = np.sum([np.stack([stage.read(s, COUNTS)[n].to_numpy() for n in names]) for s in shards], axis=0)
         table = read_layout(stage)[2]
+        totals = np.zeros((len(COUNTED), table.num_rows), dtype=np.int64)
+        for name in shards:
+            counted = self.scratch / f"{name}-counts.npy"
+            # An earlier call may have written the shard.
+            totals += np.load(counted) if counted.exists() else training_counts(stage.read(name, TABLE), table.num_rows)
         if not stage.has(VOCABULARY):
-            for name, counts in zip(names[:2], totals, strict=False):
+            for name, counts in zip(COUNTED[:2], totals, strict=False):
                 table = table.set_column(table.column_names.index(name), name, pa.array(counts))
             stage.publish(VOCABULARY, {VOCABULARY: table.cast(FEATURE_VALUES)})
         self.report["undated"] = [
@@ -325,9 +339,6 @@ class Preparation:
         if not stage.has(name):
             # Said of the data, not made from it: findings count rows that no prediction may know.
             stage.publish(name, {}, self.report)
-
-
-COUNTED = ("n_train", "n_train_patients", "n_undated", "n_undated_positive")
 
 
 def _bytes_of(write: Callable[[BytesIO], object]) -> bytes:

@@ -67,15 +67,10 @@ class Records:
 
     Attributes:
         table: of `schema.SEQUENCES`.
-        row, id: [value] record and feature value of every value, static ones included.
-        static: [value] whether it is a static one.
         counts: what was kept and left out, by name.
     """
 
     table: pa.Table
-    row: np.ndarray
-    id: np.ndarray
-    static: np.ndarray
     counts: dict[str, int]
 
 
@@ -161,13 +156,7 @@ def records_of(
         "n_without_anchor": int((anchor == NO_ANCHOR).sum()),
         "n_without_events": int((steps.counts == 0).sum()),
     }
-    return Records(
-        table.select(SEQUENCES.names).cast(SEQUENCES),
-        np.concatenate([values.row, static_row]),
-        np.concatenate([values.id, static_id]),
-        np.arange(len(values.row) + len(static_row)) >= len(values.row),
-        counts,
-    )
+    return Records(table.select(SEQUENCES.names).cast(SEQUENCES), counts)
 
 
 def _anchors(events: PatientEvents, begin: np.ndarray, end: np.ndarray, first: bool) -> np.ndarray:

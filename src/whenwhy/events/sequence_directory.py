@@ -10,7 +10,6 @@ from whenwhy.shards import StageDirectory
 
 VOCABULARY = "feature_values"  # the entry, and the table in it
 TABLE = "sequences"  # a shard's records
-COUNTS = "counts"  # a shard's training counts by feature value
 LAYOUT = "layout"  # the entry that says how events become ids: of the first generation, for all
 REPORT = "report"  # the entry that says what was found in the data
 LAYOUT_FILE, PLACE_FILE, PROVISIONAL_FILE, NOTES_FILE = "layout.npz", "place.npy", "provisional", "notes.json"
