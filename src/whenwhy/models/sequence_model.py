@@ -31,6 +31,17 @@ class SequenceModel(Protocol):
         ...
 
 
+class StepwiseModel(SequenceModel, Protocol):
+    """A model that says of itself whether it has scores at the steps of a record."""
+
+    #: Why it has none; None: it is causal, and has them.
+    not_causal: str | None
+
+    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What `score` would say of the record cut after each step [patient, step]; padding says nothing."""
+        ...
+
+
 def embed_bags(table: torch.Tensor, bags: Bags, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Weighted sums of embedding rows [bag, hidden]; an empty bag gives 0.
 
