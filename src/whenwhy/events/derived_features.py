@@ -6,7 +6,8 @@ Each has a feature value of its own, so that no contribution of a filled value i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -63,9 +64,14 @@ class Layout:
     not_measured: np.ndarray
     carry_hours: float
 
+    @cached_property
+    def asked(self) -> bool:
+        """Whether any derived feature is asked for."""
+        return bool((self.carried >= 0).any() or (self.since_last >= 0).any() or len(self.not_measured))
+
     def save(self, file: IO[bytes]) -> None:
         """Written so that each worker can read it again."""
-        np.savez(file, **self.__dict__)
+        np.savez(file, **{name.name: getattr(self, name.name) for name in fields(self)})
 
     @classmethod
     def load(cls, file: Path) -> Layout:
@@ -159,8 +165,11 @@ class Values:
     number: np.ndarray
 
     def at(self, where: np.ndarray) -> Values:
-        """Some of them."""
+        """Those at these positions."""
         return Values(*(column[where] for column in self.__dict__.values()))
+
+
+_NOTHING = Values(*(np.array([], dtype=kind) for kind in (np.int32, np.int32, np.int32, np.int32, np.float32)))
 
 
 def derived(values: Values, steps: Steps, layout: Layout) -> Values:
@@ -170,6 +179,8 @@ def derived(values: Values, steps: Steps, layout: Layout) -> Values:
         values: the recorded ones by record and time; those of steps below 0 are older than the record
             shows, and are carried into it all the same.
     """
+    if not layout.asked:
+        return _NOTHING
     code = layout.code[values.id]
     parts = [
         _carried(values, code, steps, layout),
@@ -259,7 +270,9 @@ def _not_measured(values: Values, code: np.ndarray, steps: Steps, layout: Layout
                 np.full(len(said), np.nan, dtype=np.float32),
             )
         )
-    nothing = Values(*(np.array([], dtype=kind) for kind in (np.int32, np.int32, np.int32, np.int32, np.float32)))
     return Values(
-        *(np.concatenate(c) for c in zip(nothing.__dict__.values(), *(f.__dict__.values() for f in found), strict=True))
+        *(
+            np.concatenate(c)
+            for c in zip(_NOTHING.__dict__.values(), *(f.__dict__.values() for f in found), strict=True)
+        )
     )

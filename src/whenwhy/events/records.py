@@ -106,11 +106,11 @@ def records_of(
     old = (begin - dated).sum()
     kept = _repeats(values, layout, rules.repeats)
     n_repeated = len(row) - len(kept)
-    values = values.at(kept)
+    values = values.at(kept) if n_repeated else values
     extra = derived(values, steps, layout)
     inside = np.flatnonzero(values.step >= 0)
     truncated = np.bincount(values.row, minlength=count) - np.bincount(values.row[inside], minlength=count)
-    values = _in_order(values.at(inside), extra)
+    values = _in_order(values.at(inside) if truncated.any() else values, extra)
 
     static_row, static_at = _ranges(first, dated)
     age_id, age = events.ages
