@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import chain, pairwise
@@ -328,3 +333,30 @@ def test_more_than_one_prediction_sees_its_own_past_alone(clean: Path, undisturb
             passed = after["prediction_time"] - before["prediction_time"]
             assert passed > timedelta(0)
             assert len(after["event_id"]) >= len(before["event_id"])
+
+
+@pytest.mark.parametrize("finished", [0, 1, 6])
+def test_killed_anywhere_it_continues_to_the_same_bytes(clean: Path, tmp_path: Path, finished: int) -> None:
+    """SIGKILL once the scan has begun, or some shards are written: the next call ends as if nothing had been."""
+    command = [
+        sys.executable, "-m", "whenwhy", "prepare", str(clean), "--labels", str(clean / "labels" / "outcome"),
+        "--shard-size", "4", "--strata", "sex", "--out", str(tmp_path / "out"), "--inline",
+    ]  # fmt: skip
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(20_000):
+        entries = len(list((tmp_path / "out" / "entries").glob("g0-*.json")))
+        if entries >= finished and (tmp_path / "out" / "scratch").exists():
+            break
+        time.sleep(0.002)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    done = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("entries/g0-*.json")}
+    asked = PrepareSettings("outcome", strata=("sex",), shard_size=4)
+    undisturbed = prepare(clean, clean / "labels" / "outcome", tmp_path / "undisturbed", asked, INLINE)
+    assert len(done) < len(undisturbed.shards)
+    subprocess.run(command, check=True, capture_output=True)
+    stage = StageDirectory.open(tmp_path / "out")
+    assert stage.run_id == undisturbed.run_id
+    assert stage.content_sha256() == undisturbed.content_sha256()
+    assert all(file.stat().st_mtime_ns == modified for file, modified in done.items())
+    assert not (tmp_path / "out" / "scratch").exists()
