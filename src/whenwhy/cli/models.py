@@ -1,0 +1,148 @@
+"""Commands of models: train, predict, attribute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import typer.core
+import typer.main
+
+from whenwhy.cli.shared import (
+    Inline,
+    RayAddress,
+    Sequences,
+    WorkerCount,
+    app,
+    out,
+    workers_of,
+)
+from whenwhy.errors import UserError
+
+
+@app.command("train")
+def train_command(
+    sequences: Sequences,
+    out_path: Annotated[Path, typer.Option("--out", help="The model directory to write or resume.", metavar="MODEL")],
+    architecture: Annotated[str, typer.Option(help="gru, lstm, gru_attention or retain.")] = "gru",
+    hidden: Annotated[int, typer.Option(help="Width of embeddings and state.")] = 64,
+    layers: Annotated[int, typer.Option(help="Recurrent layers, one upon the other.")] = 1,
+    bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Read backwards too.")] = False,
+    pooling: Annotated[
+        str | None, typer.Option(help="How states become one: last, mean or max; additive or dot for gru_attention.")
+    ] = None,
+    dropout: Annotated[float, typer.Option(help="Of embeddings and of what the head reads, in training.")] = 0.5,
+    input_dropout: Annotated[
+        float, typer.Option(help="Share of the feature values that a record lacks, in training.")
+    ] = 0.0,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 3e-3,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-2,
+    averaging: Annotated[
+        float, typer.Option(help="Share of the weights' running average that a step keeps; 0: no average.")
+    ] = 0.99,
+    batch: Annotated[int, typer.Option(help="Predictions a step.")] = 128,
+    epochs: Annotated[int, typer.Option(help="The most epochs; training stops early.")] = 30,
+    patience: Annotated[int, typer.Option(help="Epochs without a better tuning loss before it stops.")] = 4,
+    class_weights: Annotated[str, typer.Option(help="none, or balanced; probabilities keep the true prior.")] = "none",
+    supervise: Annotated[str, typer.Option(help="last: the record's score; every: the scores at its steps.")] = "last",
+    folds: Annotated[int, typer.Option(help="Folds of patients to measure on; the first is the data set's split.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of initial weights, order and folds.")] = 0,
+    workers: WorkerCount = None,
+    inline: Inline = False,
+    ray_address: RayAddress = None,
+) -> None:
+    """A recurrent model is trained, and measured on held-out patients beside a logistic regression."""
+    from whenwhy.models.training import TrainSettings, measured, measured_sentence, train
+
+    settings = TrainSettings(
+        architecture=architecture,
+        hidden=hidden,
+        layers=layers,
+        bidirectional=bidirectional,
+        pooling=pooling,
+        dropout=dropout,
+        input_dropout=input_dropout,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        averaging=averaging,
+        batch=batch,
+        epochs=epochs,
+        patience=patience,
+        class_weights=class_weights,
+        supervise=supervise,
+        folds=folds,
+        seed=seed,
+    )
+    stage = train(sequences, out_path, settings, workers_of(workers, inline, ray_address))
+    out.print(f"Wrote {out_path} (run {stage.run_id}): {measured_sentence(measured(stage))}.", soft_wrap=True)
+
+
+@app.command("predict")
+def predict_command(
+    sequences: Sequences,
+    model: Annotated[Path, typer.Option(help="The directory that `whenwhy train` wrote.", metavar="MODEL")],
+    out_path: Annotated[Path, typer.Option("--out", help="The Parquet file to write.", metavar="FILE")],
+    split: Annotated[
+        str, typer.Option(help="train, tuning, held_out or all, of the data set's own split.")
+    ] = "held_out",
+) -> None:
+    """A model's predictions, beside the labels, in the form that meds-evaluation reads."""
+    from whenwhy.models.predictions import predict
+
+    written = predict(sequences, model, out_path, split)
+    out.print(f"Wrote {out_path}: {written:,} predictions.", soft_wrap=True)
+
+
+@app.command("attribute")
+def attribute_command(
+    sequences: Sequences,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The directory that `whenwhy train` wrote; or your own network, module:callable; or pyhealth:rnn, "
+            "pyhealth:retain.",
+            metavar="MODEL",
+        ),
+    ],
+    out_path: Annotated[Path, typer.Option("--out", help="The attributions to write or resume.", metavar="ATTR")],
+    method: Annotated[str, typer.Option(help="See `whenwhy info methods`.")] = "integrated_gradients",
+    baseline: Annotated[str, typer.Option(help="What the record is compared with.")] = "empty",
+    target: Annotated[str, typer.Option(help="The score that is explained.")] = "logit",
+    tolerance: Annotated[float, typer.Option(help="Of completeness, in score units.")] = 1e-4,
+    weights: Annotated[
+        Path | None, typer.Option(help="Your network's weights: .safetensors, or .pt, .pth, .ckpt, .bin.")
+    ] = None,
+    arguments: Annotated[str, typer.Option(help="Keyword arguments for your callable, as JSON.")] = "{}",
+    output: Annotated[
+        str | None, typer.Option(help="What your network answers: logit or probability; by default a logit.")
+    ] = None,
+    static_in: Annotated[
+        str, typer.Option(help="Where your network finds undated values: first (step), every (step) or none.")
+    ] = "first",
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="The file that SEQ was prepared with; PyHealth's models need it.")
+    ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Run code that the weights file holds.")] = False,
+    workers: WorkerCount = None,
+    inline: Inline = False,
+    ray_address: RayAddress = None,
+) -> None:
+    """The contribution of every recorded feature value to every prediction."""
+    from whenwhy.attribution.attribute_shards import ABOUT, AttributeSettings, attribute_shards, residual_sentence
+    from whenwhy.models.foreign.named import ForeignSource, proof_sentence
+
+    settings = AttributeSettings(method, baseline, target, tolerance)
+    foreign = ForeignSource(model, weights, arguments, output, static_in, vocabulary, trust)
+    own = Path(model).exists() or ":" not in model
+    if own and foreign != ForeignSource(model):
+        raise UserError(
+            f"--model {model} is a directory of `whenwhy train`: --weights, --arguments, --output, --static-in, "
+            "--vocabulary and --trust are for module:callable."
+        )
+    stage = attribute_shards(
+        sequences, Path(model) if own else foreign, out_path, settings, workers_of(workers, inline, ray_address)
+    )
+    if not own:
+        out.print(f"{proof_sentence(stage.entry(ABOUT).summary['foreign'])}.", soft_wrap=True)
+    out.print(f"Wrote {out_path} (run {stage.run_id}): {residual_sentence(stage)}.", soft_wrap=True)

@@ -1,0 +1,61 @@
+"""What commands share: the application, the options of several commands, and how they speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from whenwhy.errors import UserError
+
+if TYPE_CHECKING:
+    from whenwhy.engine import Workers
+
+# Heavy modules (torch, Ray, Bokeh...) are imported by the command that needs them, so that --help is quick.
+
+app = typer.Typer(
+    name="whenwhy",
+    help="When did a feature's value matter, and why did the model predict what it did, for a million patients at once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False, markup=False)
+
+Sequences = Annotated[Path, typer.Argument(help="The directory that `whenwhy prepare` wrote.", metavar="SEQ")]
+StorePath = Annotated[Path, typer.Argument(help="The store that `whenwhy aggregate` published.", metavar="STORE")]
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Workers; by default one a GPU, or one a core.")
+]
+Inline = Annotated[bool, typer.Option("--inline", help="Work in this process, without Ray.")]
+RayAddress = Annotated[str | None, typer.Option("--ray-address", help="Join this Ray cluster instead of starting one.")]
+OutputFormat = Annotated[str, typer.Option("--format", help="table, csv or json (one object a line).")]
+
+
+def workers_of(count: int | None, inline: bool, ray_address: str | None = None) -> Workers:
+    """Who does the work, by the options of a command."""
+    from whenwhy.engine import Workers
+
+    if inline and (count or ray_address):
+        raise UserError("--inline works in this process alone: leave out --workers and --ray-address.")
+    return Workers(count, inline, ray_address)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def serve_store(store: Path, port: int, address: str) -> None:
+    """The dashboard, until it is stopped."""
+    from whenwhy.server import serve
+
+    serve(
+        store,
+        port=port,
+        address=address,
+        on_ready=lambda url: out.print(f"The dashboard is at {url} (stop it by Ctrl-C)."),
+    )

@@ -1,0 +1,111 @@
+"""Commands of stores: aggregate, query, sql, serve, info."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import typer.core
+import typer.main
+
+from whenwhy.cli.shared import (
+    OutputFormat,
+    StorePath,
+    WorkerCount,
+    app,
+    out,
+    serve_store,
+)
+from whenwhy.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@app.command("aggregate")
+def aggregate_command(
+    attributions: Annotated[
+        list[Path], typer.Argument(help="What `whenwhy attribute` wrote, one a run.", metavar="ATTR...")
+    ],
+    out_path: Annotated[Path, typer.Option("--out", help="The store to publish a version in.", metavar="STORE")],
+    time_bin_hours: Annotated[int | None, typer.Option(help="Width of a time bin; by default a readable one.")] = None,
+    memory_limit: Annotated[str, typer.Option(help="Of each DuckDB.")] = "1GB",
+    workers: WorkerCount = None,
+) -> None:
+    """Attributions become cells per feature value, time, class and cohort, published in a store."""
+    from whenwhy.statistics import aggregate_cells
+    from whenwhy.store import publish_store
+
+    cells = aggregate_cells(
+        attributions, out_path, time_bin_hours=time_bin_hours, memory_limit=memory_limit, workers=workers
+    )
+    version = publish_store(out_path, cells, attributions)
+    out.print(f"Published version {version.name} of the store {out_path}.", soft_wrap=True)
+
+
+@app.command("query", context_settings={"allow_extra_args": True})
+def query_command(
+    store: StorePath,
+    name: Annotated[str, typer.Argument(help="A named query: see `whenwhy info queries`.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments, e.g. feature=hdl class=true.")] = None,
+    output: OutputFormat = "table",
+) -> None:
+    """The answer of a named query."""
+    from whenwhy.store import open_store
+
+    given = {}
+    for argument in arguments or []:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"'{argument}' is no argument: write name=value, e.g. feature=hdl.")
+        given[key] = value
+    _print_answer(open_store(store).ask(name, **given), output)
+
+
+@app.command("sql")
+def sql_command(
+    store: StorePath,
+    statement: Annotated[str, typer.Argument(help="One SELECT.")],
+    output: OutputFormat = "table",
+) -> None:
+    """The answer of one SELECT over the store's tables: read-only, nothing outside the store."""
+    from whenwhy.store import open_store
+
+    _print_answer(open_store(store).sql(statement), output)
+
+
+@app.command("serve")
+def serve_command(
+    store: StorePath,
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 5006,
+    address: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+) -> None:
+    """The dashboard of a store."""
+    serve_store(store, port, address)
+
+
+@app.command("info")
+def info_command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A directory or store, or: methods, queries, sources.", metavar="DIR|methods|queries|sources"
+        ),
+    ],
+) -> None:
+    """What a directory holds, or what methods, queries and sources there are."""
+    from whenwhy.information import information
+
+    for line in information(what):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _print_answer(answer: pa.Table, output: str) -> None:
+    from whenwhy.answers import FORMATS, as_text
+
+    if output not in FORMATS:
+        raise UserError(f"There is no format '{output}': choose {', '.join(FORMATS)}.")
+    # Neither folded nor coloured: another program may read it.
+    sys.stdout.write(as_text(answer, output, out.width if out.is_terminal else None) + "\n")
