@@ -40,7 +40,7 @@ def main() -> NoReturn:
         # Typer gives the status of an early end, 130 for Ctrl-C, as the answer.
         status = app(standalone_mode=False)
         if status == INTERRUPTED:
-            sys.stderr.write("Stopped; every finished part is kept: run the same command again to continue.\n")
+            sys.stderr.write("Stopped; what was finished is kept: run the same command again to continue.\n")
         sys.exit(status if isinstance(status, int) else 0)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
