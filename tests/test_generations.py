@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.events.sequences import PrepareSettings, add_generation, prepare
 from whenwhy.forget import forget
 from whenwhy.models.training import TrainSettings, train
-from whenwhy.shards import StageDirectory
+from whenwhy.shards import StageDirectory, alone
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import open_store, publish_store
 
@@ -176,3 +177,63 @@ def test_nobody_is_forgotten_by_a_wrong_id_or_half_a_list(everything: dict[str, 
     with pytest.raises(UserError, match="is no MEDS data set, no directory of a stage and no store"):
         forget({7}, [tmp_path / "nowhere"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("ended_at", ["_forget_in_stage", "_rebuilt", "publish_store"])
+def test_forgetting_that_was_killed_is_finished_by_the_same_call(
+    everything: dict[str, Path], monkeypatch: pytest.MonkeyPatch, ended_at: str
+) -> None:
+    """Half the directories are clean and the rest hold the patient: the call goes on, and leftovers go."""
+    subject = 17
+    monkeypatch.setattr(f"whenwhy.forget.{ended_at}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        forget({subject}, list(everything.values()))
+    monkeypatch.undo()
+    for name in ("sequences", "attributions"):
+        (everything[name] / "data" / f".tmp-{'0' * 32}").write_bytes(b"half")
+        (everything[name] / f".tmp-{'1' * 32}").write_bytes(b"half")
+    beside = everything["meds"] / "data" / "a" / f".0.parquet-{'2' * 32}"
+    beside.write_bytes((everything["meds"] / "data" / "a" / "0.parquet").read_bytes())
+    (everything["store"] / ".building-killed").mkdir()
+    forget({subject}, list(everything.values()))
+    assert not any(holds(path, subject) for path in everything.values())
+    assert not [
+        file
+        for path in everything.values()
+        for file in path.rglob("*")
+        if file.name.startswith((".tmp", ".0", ".b", ".lock"))
+    ]
+    for file in everything["store"].rglob("rows.duckdb"):
+        with duckdb.connect(str(file), read_only=True) as db:
+            assert db.execute(f"select count(*) from predictions where subject_id = {subject}").fetchall() == [(0,)]
+
+
+def test_a_link_and_its_rights_stay_as_they_are(everything: dict[str, Path], tmp_path: Path) -> None:
+    file = everything["meds"] / "data" / "a" / "0.parquet"
+    target = tmp_path / "elsewhere.parquet"
+    file.rename(target)
+    file.symlink_to(target)
+    target.chmod(0o600)
+    forget({17}, [everything["meds"]])
+    assert file.is_symlink()
+    assert not holds(tmp_path, 17) or 17 not in pq.read_table(target)["subject_id"].to_pylist()
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_only_one_process_works_in_a_directory(
+    small_run: SmallRun, everything: dict[str, Path], tmp_path: Path
+) -> None:
+    with alone(everything["sequences"]), pytest.raises(UserError, match="Another process is at work in"):
+        forget({17}, [everything["sequences"]])
+    with alone(tmp_path / "out"), pytest.raises(UserError, match="Another process is at work in"):
+        prepare(small_run.meds, small_run.labels, tmp_path / "out", ASKED, INLINE)
+
+
+def test_more_patients_in_other_units_are_refused(small_run: SmallRun, grown: tuple[Path, Path, Path]) -> None:
+    sequences, _, meds = grown
+    file = meds / "metadata" / "codes.parquet"
+    codes = pq.read_table(file)
+    unit = pa.array(["mmol/L" if c == "lab" else None for c in codes["code"].to_pylist()])
+    pq.write_table(codes.set_column(codes.column_names.index("unit"), "unit", unit), file)
+    with pytest.raises(UserError, match=r"tells 'lab' in mmol/L, and .* in mg/dL"):
+        add_generation(meds, meds / "labels" / "outcome", sequences, INLINE)

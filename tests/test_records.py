@@ -35,7 +35,7 @@ def write_meds(folder: Path, patients: dict[int, list[Event]], ends: dict[int, l
     rows = [
         {"subject_id": s, "time": time, "code": code, "numeric_value": number}
         for s, events in patients.items()
-        for time, code, number in sorted(events, key=lambda e: e[0])
+        for time, code, number in sorted(events, key=lambda e: (e[0] is not None, e[0] or START))
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), folder / "data" / "0.parquet")
     labels = [(s, end) for s, times in ends.items() for end in times]
@@ -147,7 +147,7 @@ def test_asked_in_vain(tmp_path: Path) -> None:
         ({"carry": ("labb",)}, "did you mean 'lab'"),
         ({"carry": ("all",)}, "--steps of a fixed"),
         ({"carry_hours": 3.0}, "name their codes by --carry"),
-        ({"not_measured": (("lab", -1.0),)}, "give a larger number"),
+        ({"not_measured": (("lab", -1.0),)}, "give a number above 0"),
         ({"since_last": ("lba",)}, "did you mean 'lab'"),
         ({"history_hours": 0.0}, "--history-hours is 0"),
         ({"cut_offs": {"lag": [1.0]}}, "did you mean 'lab'"),
@@ -227,3 +227,127 @@ def test_rare_codes_and_bins_are_folded_and_said(tmp_path: Path) -> None:
         "odd": "other codes (rare)",
     }
     assert report["rare_bins"] == 1
+
+
+def stays(tmp_path: Path, more: dict[int, list[Event]], **asked: object) -> StageDirectory:
+    """Eight patients with an admission of their own kind, and more events of some."""
+    of = {
+        s: [(START, "ADMISSION//ED", None), (START + timedelta(hours=s), "lab", float(s)), *more.get(s, [])]
+        for s in range(1, 9)
+    }
+    write_meds(tmp_path / "meds", of, {s: [START + timedelta(hours=24)] for s in of})
+    settings_ = PrepareSettings("x", rare_below=1, **asked)  # type: ignore[arg-type]
+    return prepare(tmp_path / "meds", tmp_path / "meds" / "labels", tmp_path / "out", settings_, INLINE)
+
+
+def test_admissions_of_the_future_do_not_decide_which_admissions_count(tmp_path: Path) -> None:
+    before = stays(tmp_path / "a", {}, anchor="admission", steps="6h")
+    later = (START + timedelta(hours=90), "HOSPITAL_ADMISSION//x", None)
+    after = stays(tmp_path / "b", {s: [later] for s in range(1, 9)}, anchor="admission", steps="6h")
+    assert before.content_sha256() == after.content_sha256()
+
+
+def test_codes_that_are_left_out_still_anchor_and_tell_cohorts_apart(tmp_path: Path) -> None:
+    more: dict[int, list[Event]] = {s: [(None, f"SEX//{'FM'[s % 2]}", None)] for s in range(1, 9)}  # type: ignore[list-item]
+    of = {s: [*more[s], (START, "ADMISSION", None), (START + timedelta(hours=s), "lab", 1.0)] for s in range(1, 9)}
+    write_meds(tmp_path / "meds", of, {s: [START + timedelta(hours=24)] for s in of})
+    asked = PrepareSettings(
+        "x", rare_below=1, strata=("sex",), without=("SEX//F", "SEX//M", "ADMISSION"), anchor="admission", steps="6h"
+    )
+    stage = prepare(tmp_path / "meds", tmp_path / "meds" / "labels", tmp_path / "out", asked, INLINE)
+    assert set(features_of(stage).code) == {"(everything absent)", "lab"}
+    rows = [row for shard in stage.shards for row in stage.read(shard, TABLE).to_pylist()]
+    assert {(r["subject_id"], *dict(r["strata"]).values()) for r in rows} == {(s, "FM"[s % 2]) for s in range(1, 9)}
+    assert all(row["anchor_minutes"] == 24 * 60 and row["static_id"] == [] for row in rows)
+    assert stage.entry("report").summary["unknown"] == {}
+
+
+def test_a_code_that_takes_the_name_of_the_age_is_refused(tmp_path: Path) -> None:
+    of: dict[int, list[Event]] = {
+        s: [(START - timedelta(days=9000), "MEDS_BIRTH", None), (START, "AGE", 1.0), (START, "lab", 1.0)]
+        for s in range(1, 5)
+    }
+    write_meds(tmp_path / "meds", of, {s: [START + timedelta(hours=24)] for s in of})
+    with pytest.raises(UserError, match="the code 'AGE', which is the name of the age"):
+        prepare(tmp_path / "meds", tmp_path / "meds" / "labels", tmp_path / "out", PrepareSettings("x"), INLINE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_lies_further_back_than_minutes_can_tell_is_left_out_and_counted(tmp_path: Path) -> None:
+    of: dict[int, list[Event]] = {s: [(START, "lab", 1.0), (START, "drug", None)] for s in range(1, 5)}
+    ends = {s: [START + timedelta(hours=1)] for s in of} | {4: [datetime(9999, 12, 31)]}
+    write_meds(tmp_path / "meds", of, ends)
+    asked = PrepareSettings("x", rare_below=1)
+    stage = prepare(tmp_path / "meds", tmp_path / "meds" / "labels", tmp_path / "out", asked, INLINE)
+    rows = {r["subject_id"]: r for shard in stage.shards for r in stage.read(shard, TABLE).to_pylist()}
+    assert rows[4]["event_id"] == [] != rows[1]["event_id"]
+    assert sum(stage.entry(shard).summary["n_too_old"] for shard in stage.shards) == 2
+
+
+@pytest.mark.parametrize("place", ["precious", "meds itself", "inside meds", "around meds"])
+def test_other_peoples_folders_are_never_taken(tmp_path: Path, place: str) -> None:
+    of: dict[int, list[Event]] = {s: [(START, "lab", 1.0)] for s in range(1, 5)}
+    meds = tmp_path / "around" / "meds"
+    write_meds(meds, of, {s: [START + timedelta(hours=1)] for s in of})
+    (tmp_path / "mine" / "scratch").mkdir(parents=True)
+    (tmp_path / "mine" / "scratch" / "precious.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    out = {
+        "precious": tmp_path / "mine",
+        "meds itself": meds,
+        "inside meds": meds / "data" / "seq",
+        "around meds": tmp_path / "around",
+    }
+    with pytest.raises(UserError, match=r"is not empty|lie one in the other"):
+        prepare(meds, meds / "labels", out[place], PrepareSettings("x", rare_below=1), INLINE)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_directory_whose_beginning_was_killed_is_continued(tmp_path: Path) -> None:
+    """Killed while the manifest was being published, only a half-written file is there."""
+    of: dict[int, list[Event]] = {s: [(START, "lab", 1.0)] for s in range(1, 5)}
+    write_meds(tmp_path / "meds", of, {s: [START + timedelta(hours=1)] for s in of})
+    out = tmp_path / "out"
+    for folder in ("data", "entries", "scratch"):
+        (out / folder).mkdir(parents=True)
+    (out / "scratch" / ".whenwhy").touch()
+    (out / f".tmp-{'a' * 32}").write_text("{")
+    stage = prepare(tmp_path / "meds", tmp_path / "meds" / "labels", out, PrepareSettings("x", rare_below=1), INLINE)
+    assert not stage.missing()
+    assert {path.name for path in out.iterdir()} == {"data", "entries", "manifest.json"}
+    # Killed at the very end, only the scratch folder is left: the next call removes it.
+    (out / "scratch").mkdir()
+    (out / "scratch" / ".whenwhy").touch()
+    prepare(tmp_path / "meds", tmp_path / "meds" / "labels", out, PrepareSettings("x", rare_below=1), INLINE)
+    assert not (out / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"history_hours": math.nan}, {"visit_gap_hours": math.inf, "steps": "visit"}, {"steps": "99999999999999h"},
+     {"not_measured": (("lab", 1e300),)}, {"carry": ("lab",), "carry_hours": math.inf}],
+)  # fmt: skip
+def test_impossible_hours_are_refused_before_any_work(tmp_path: Path, asked: dict) -> None:
+    of: dict[int, list[Event]] = {s: [(START, "lab", 1.0)] for s in range(1, 5)}
+    write_meds(tmp_path / "meds", of, {s: [START + timedelta(hours=1)] for s in of})
+    with pytest.raises(UserError, match=r"give a number above 0|write event, visit, or a width"):
+        prepare(
+            tmp_path / "meds",
+            tmp_path / "meds" / "labels",
+            tmp_path / "deep" / "out",
+            PrepareSettings("x", **asked),
+            INLINE,
+        )
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("limit", ["much", "-5GB", "1KB", "10MB"])
+def test_impossible_memory_limits_are_refused_before_any_work(tmp_path: Path, limit: str) -> None:
+    of: dict[int, list[Event]] = {s: [(START, "lab", 1.0)] for s in range(1, 5)}
+    write_meds(tmp_path / "meds", of, {s: [START + timedelta(hours=1)] for s in of})
+    with pytest.raises(UserError, match=r"--memory-limit .* is not understood"):
+        prepare(
+            tmp_path / "meds", tmp_path / "meds" / "labels", tmp_path / "deep" / "out", PrepareSettings("x"), INLINE,
+            memory_limit=limit,
+        )  # fmt: skip
+    assert not (tmp_path / "deep").exists()

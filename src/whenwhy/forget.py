@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,9 +25,13 @@ import pyarrow.parquet as pq
 from whenwhy.attribution.attribute_shards import PREDICTION_ROWS, ROWS
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_directory import TABLE
-from whenwhy.shards import StageDirectory
+from whenwhy.shards import StageDirectory, alone, fsync
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import publish_store
+from whenwhy.store.publish import ROWS_FILE
+
+#: Ends the name of a file that is written beside another.
+_BESIDE = re.compile(r"-[0-9a-f]{32}")
 
 #: The table with a subject_id, by stage.
 TABLES = {"prepare": TABLE, "train": "predictions", "attribute": PREDICTION_ROWS}
@@ -43,6 +50,8 @@ def forget(subjects: Collection[int], paths: Sequence[Path]) -> list[str]:
 
     Example: `forget({42}, [Path("demo/meds"), Path("demo/sequences"), Path("demo/store")])`
     """
+    if any(not -(2**63) <= subject < 2**63 for subject in subjects):
+        raise UserError("The id of a subject is a whole number of 64 bits: check it.")
     wanted = pa.array(sorted(subjects), pa.int64())
     kinds = {path: _kind(path) for path in paths}
     stages = [StageDirectory.open(path).require_complete() for path, kind in kinds.items() if kind == "stage"]
@@ -52,13 +61,28 @@ def forget(subjects: Collection[int], paths: Sequence[Path]) -> list[str]:
     stores = [path for path, kind in kinds.items() if kind == "store"]
     of_store = {path: _attributions_of(path, stages) for path in stores}
     data_sets = [path for path, kind in kinds.items() if kind == "meds"]
+    with ExitStack() as held_alone:
+        for stage in stages:
+            held_alone.enter_context(alone(stage.path))
+        return _forgotten(wanted, paths, data_sets, stages, of_store)
+
+
+def _forgotten(
+    wanted: pa.Array,
+    paths: Sequence[Path],
+    data_sets: Sequence[Path],
+    stages: Sequence[StageDirectory],
+    of_store: Mapping[Path, tuple[dict[str, int], list[Path]]],
+) -> list[str]:
     held = [_holds(stage, wanted) for stage in stages]
-    if not any(held) and not any(_file_holds(file, wanted) for path in data_sets for file in _meds_files(path)):
+    in_data = any(_file_holds(file, wanted) for path in data_sets for file in _meds_files(path))
+    # A call that was killed may have cleaned the attributions and not yet their store.
+    if not any(held) and not in_data and not any(_store_holds(store, wanted) for store in of_store):
         named = ", ".join(str(path) for path in paths)
         raise UserError(f"No subject {', '.join(map(str, wanted.to_pylist()))} is in {named}: check the id.")
     lines = [_forget_in_meds(path, wanted) for path in data_sets]
     lines += [_forget_in_stage(stage, names, wanted) for stage, names in zip(stages, held, strict=True)]
-    lines += [_rebuilt(path, settings, runs) for path, (settings, runs) in of_store.items()]
+    lines += [_rebuilt(path, settings, runs, wanted) for path, (settings, runs) in of_store.items()]
     if any(stage.manifest["stage"] == "train" for stage in stages):
         lines.append("Weights keep what they learned from a training patient: train again to remove that too.")
     return lines
@@ -80,7 +104,10 @@ def _kind(path: Path) -> str:
 def _meds_files(path: Path) -> list[Path]:
     """The Parquet files of a data set that have subjects."""
     files = [
-        file for part in ("data", "labels", "metadata", "truth") for file in sorted((path / part).rglob("*.parquet"))
+        # A link's own target is rewritten, so that the patient leaves that too.
+        file.resolve()
+        for part in ("data", "labels", "metadata", "truth")
+        for file in sorted((path / part).rglob("*.parquet"))
     ]
     return [file for file in files if "subject_id" in pq.read_schema(file).names]
 
@@ -94,7 +121,11 @@ def _file_holds(file: Path, wanted: pa.Array) -> bool:
 
 def _forget_in_meds(path: Path, wanted: pa.Array) -> str:
     removed = 0
-    for file in _meds_files(path):
+    files = _meds_files(path)
+    for file in files:
+        for left in file.parent.glob(f".{file.name}-*"):  # by a call that was killed
+            if _BESIDE.fullmatch(left.name.removeprefix(f".{file.name}")):
+                left.unlink()
         if not _file_holds(file, wanted):
             continue
         parquet = pq.ParquetFile(file)
@@ -106,6 +137,8 @@ def _forget_in_meds(path: Path, wanted: pa.Array) -> str:
                     kept = table.filter(pc.invert(pc.is_in(table["subject_id"], wanted)))
                     removed += table.num_rows - kept.num_rows
                     out.write_table(kept)
+            shutil.copymode(file, beside)
+            fsync(beside)
             os.replace(beside, file)
         finally:
             beside.unlink(missing_ok=True)
@@ -155,7 +188,7 @@ def _forget_in_stage(stage: StageDirectory, names: Sequence[str], wanted: pa.Arr
                 "n_steps": int(pc.sum(pc.list_value_length(kept["step_minutes"])).as_py() or 0) if kept.num_rows else 0,
             }
         stage.replace(name, files, summary)
-    stage.sweep()  # of a call that was killed
+    stage.sweep()  # of calls that were killed
     return f"{stage.path}: {removed:,} predictions removed from {len(names):,} of {len(stage.shards):,} shards"
 
 
@@ -182,8 +215,20 @@ def _attributions_of(store: Path, stages: Sequence[StageDirectory]) -> tuple[dic
     return manifest["settings"], runs
 
 
-def _rebuilt(store: Path, settings: dict[str, int], runs: Sequence[Path]) -> str:
+def _store_holds(store: Path, wanted: pa.Array) -> bool:
+    """Whether a version of the store, old or current, has a row of one of the patients."""
+    ids = ", ".join(map(str, wanted.to_pylist()))
+    for file in (store / "versions").glob(f"*/{ROWS_FILE}"):
+        with duckdb.connect(str(file), read_only=True) as db:
+            if db.execute(f"select 1 from predictions where subject_id in ({ids}) limit 1").fetchall():
+                return True
+    return any(store.glob(".building-*"))
+
+
+def _rebuilt(store: Path, settings: dict[str, int], runs: Sequence[Path], wanted: pa.Array) -> str:
     """The store made anew from what its attributions hold now; everything older is removed."""
+    for building in store.glob(".building-*"):  # of a call that was killed
+        shutil.rmtree(building)
     cells = aggregate_cells(runs, store, time_bin_hours=settings["width_hours"])
     version = publish_store(store, cells, runs)
     for old in (store / "versions").iterdir():
@@ -192,4 +237,5 @@ def _rebuilt(store: Path, settings: dict[str, int], runs: Sequence[Path]) -> str
     for old in (store / "cells").iterdir():
         if old != cells.path:
             shutil.rmtree(old)
+    assert not _store_holds(store, wanted), "the store was made from attributions that still hold the patient"
     return f"{store}: made anew as version {version.name}; older versions removed"

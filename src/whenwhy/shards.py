@@ -11,11 +11,15 @@ Readers trust manifests, never listings, and verify the checksum before they use
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +35,14 @@ Json = dict[str, Any]
 
 #: The folder in which a stage keeps what only it reads, while it works.
 SCRATCH = "scratch"
+
+#: Held by a process that must be alone in a directory.
+LOCK = ".lock"
+
+#: In a scratch folder that is ours.
+_MARK = ".whenwhy"
+
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
 
 #: The content hash that a directory had before a patient was forgotten.
 _FIRST = "first.json"
@@ -145,7 +157,7 @@ class StageDirectory:
             raise UserError(f"{path} is a file: give --out a directory that is new or holds this very run.")
         if (path / "manifest.json").exists():
             return True
-        if path.is_dir() and any(p for p in path.iterdir() if p.name not in {"data", "entries", SCRATCH}):
+        if path.is_dir() and not all(_ours(item) for item in path.iterdir()):
             raise UserError(f"{path} is not empty and is no whenwhy directory: give --out a new directory.")
         return False
 
@@ -270,21 +282,23 @@ class StageDirectory:
         entry = self.path / "entries" / f"{name}.json"
         temporary = entry.parent / f".tmp-{uuid.uuid4().hex}"
         temporary.write_bytes(json.dumps(manifest, indent=2).encode())
-        _fsync(temporary)
+        fsync(temporary)
         os.replace(temporary, entry)
-        _fsync(entry.parent)
+        fsync(entry.parent)
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove data files that no finished entry refers to."""
+        """Remove what no finished entry refers to, and what killed calls left; nobody else may be writing here."""
         used = {
             str(told["file"])
             for entry in (self.path / "entries").glob("*.json")
             for told in json.loads(entry.read_bytes())["files"].values()
         }
         for file in (self.path / "data").iterdir():
-            if file.name not in used and not file.name.startswith(".tmp-"):
+            if file.name not in used:
                 file.unlink()
+        remove_temporaries(self.path)
+        remove_scratch(self.path)
 
     # -- files ---------------------------------------------------------------------------------------
 
@@ -309,14 +323,14 @@ class StageDirectory:
                 else:
                     temporary.write_bytes(content)
                     extension, rows = Path(file).suffix, None
-                _fsync(temporary)
+                fsync(temporary)
                 sha256 = content_sha256(temporary)
                 size = temporary.stat().st_size
                 os.replace(temporary, self.path / "data" / f"{sha256}{extension}")
             finally:
                 temporary.unlink(missing_ok=True)
             told[file] = {"sha256": sha256, "file": f"{sha256}{extension}", "bytes": size, "rows": rows}
-        _fsync(self.path / "data")
+        fsync(self.path / "data")
         return told
 
     def file(self, entry: str, name: str) -> Path:
@@ -341,6 +355,61 @@ class StageDirectory:
         return pq.read_table(self.file(entry, name), columns=columns)
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While this lasts, no other process that asks for it writes in a directory.
+
+    Raises:
+        UserError: another one does.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = path / LOCK
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = lock.exists() and os.fstat(file.fileno()).st_ino == lock.stat().st_ino
+        except BlockingIOError:
+            free = False
+        if not free:  # held, or just let go by its holder, who removes it
+            raise UserError(f"Another process is at work in {path}: wait until it ends, or give another --out.")
+        try:
+            yield
+        finally:
+            lock.unlink()
+
+
+def new_scratch(path: Path) -> Path:
+    """An empty scratch folder in a directory, known as ours."""
+    remove_scratch(path)
+    scratch = path / SCRATCH
+    scratch.mkdir()
+    (scratch / _MARK).touch()
+    return scratch
+
+
+def remove_scratch(path: Path) -> None:
+    """Remove a directory's scratch folder, if it is ours."""
+    if (path / SCRATCH / _MARK).exists():
+        shutil.rmtree(path / SCRATCH)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove the half-written files that killed calls left."""
+    for folder in (path, *(path / name for name in ("data", "entries", "generations"))):
+        for file in folder.glob(".tmp-*") if folder.is_dir() else ():
+            if _TEMPORARY.fullmatch(file.name):
+                file.unlink()
+
+
+def _ours(item: Path) -> bool:
+    """Whether something in a directory without a manifest was left by a call that was killed early."""
+    if item.name in ("data", "entries"):
+        return item.is_dir() and all(_TEMPORARY.fullmatch(file.name) for file in item.iterdir())
+    if item.name == SCRATCH:
+        return (item / _MARK).exists()
+    return item.name == LOCK or bool(_TEMPORARY.fullmatch(item.name))
+
+
 @lru_cache(maxsize=65536)
 def _verified(path: Path, size: int, modified: int) -> str:
     return content_sha256(path)
@@ -351,18 +420,19 @@ def _publish_once(path: Path, content: bytes) -> bool:
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
     try:
         temporary.write_bytes(content)
-        _fsync(temporary)
+        fsync(temporary)
         try:
             os.link(temporary, path)
         except FileExistsError:
             return False
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
+    fsync(path.parent)
     return True
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """What was written to a file or folder is on disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -93,11 +93,6 @@ def with_derived(rows: Sequence[Row], asked: DerivedSettings, where: str) -> tup
         >>> [row["code"] for row in with_derived(rows, DerivedSettings(carry=("hdl",)), "meds")[0]][1:]
         ['hdl', 'hdl (carried forward)']
     """
-    for hours in (asked.carry_hours, *(hours for _, hours in asked.not_measured)):
-        if hours is not None and not hours > 0:
-            raise UserError(
-                f"A feature that follows from hours needs more than {hours:g} of them: give a larger number."
-            )
     codes = sorted({row["code"] for row in rows[1:] if row["kind"] != RARE})
     number = {code: at for at, code in enumerate(codes)}
     code = np.array([number.get(row["code"], -1) if row["kind"] != RARE else -1 for row in rows], dtype=np.int32)

@@ -159,6 +159,7 @@ class _Scan:
         self.rows = self.kept = self.parts = 0
         self.code_rows: Counter[str] = Counter()  # all rows
         self.cohort_codes: set[str] = set()  # codes of predicted patients, whenever
+        self.known_codes: set[str] = set()  # those that predictions may know
         self.static_codes: set[str] = set()  # undated ones of predicted patients
         self.strata_values: set[tuple[str, str]] = set()
         self.subjects: list[np.ndarray] = []
@@ -199,12 +200,10 @@ class _Scan:
         patient = np.minimum(patient, len(self.cohort.subject_id) - 1)
         known_run = self.cohort.subject_id[patient] == subject[begins]
         in_cohort = np.repeat(known_run, lengths)
-        used = np.flatnonzero(np.bincount(code[in_cohort], minlength=len(codes)))
-        self.cohort_codes.update(codes[at] for at in used)
+        self.cohort_codes.update(self._used(code[in_cohort], codes))
         undated = time == UNDATED
-        static = np.flatnonzero(np.bincount(code[in_cohort & undated], minlength=len(codes)))
-        self.static_codes.update(codes[at] for at in static)
-        for at in static:
+        self.static_codes.update(self._used(code[in_cohort & undated], codes))
+        for at in np.flatnonzero(np.bincount(code[in_cohort & undated], minlength=len(codes))):
             name = codes[at].split("//")[0].lower()
             if name in self.strata:
                 self.strata_values.update(
@@ -215,9 +214,12 @@ class _Scan:
         born = np.array([text == meds.birth_code for text in codes])[code]
         rows = np.flatnonzero(keep & born & ~undated)
         self.births.append(np.stack([patient[run[rows]].astype(np.int64), time[rows]]))
-        keep &= np.array([text not in self.left_out and text not in NO_FEATURES for text in codes])[code]
+        # Codes that are left out stay in scratch, since they may anchor records or tell cohorts apart.
+        keep &= np.array([text not in NO_FEATURES for text in codes])[code]
+        self.known_codes.update(self._used(code[keep], codes))
 
-        training = keep & np.repeat(self.cohort.training[patient], lengths)
+        training = keep & np.array([text not in self.left_out for text in codes])[code]
+        training &= np.repeat(self.cohort.training[patient], lengths)
         self._count(code[training], codes, value[training])
         # By shard, the order within a patient kept: runs move, rows follow.
         shard = self.cohort.shard[patient]
@@ -236,6 +238,10 @@ class _Scan:
             codes,
             table[SOURCE].combine_chunks().take(pa.array(moved)) if SOURCE in table.column_names else None,
         )
+
+    @staticmethod
+    def _used(code: np.ndarray, codes: list[str]) -> list[str]:
+        return [codes[at] for at in np.flatnonzero(np.bincount(code, minlength=len(codes)))]
 
     def _count(self, code: np.ndarray, codes: list[str], value: np.ndarray) -> None:
         """How often training events have each distinct number of a code."""
@@ -279,7 +285,9 @@ class _Scan:
             "parts": self.parts,
             "findings": {what: count for what, count in self.findings.items() if count},
             "code_rows": dict(self.code_rows),
+            "counts": bool(self.counts),
             "cohort_codes": sorted(self.cohort_codes),
+            "known_codes": sorted(self.known_codes),
             "static_codes": sorted(self.static_codes),
             "strata_values": sorted(self.strata_values),
         }

@@ -39,10 +39,12 @@ class GatherShard:
     Attributes:
         anchors: codes one of whose events anchors a record.
         strata: first parts of static codes, in lower case, whose values make cohorts.
+        left_out: codes that are no features, though they may anchor and make cohorts.
     """
 
     scratch: str
     parts: tuple[Part, ...]
+    left_out: tuple[str, ...]
     anchors: tuple[str, ...]
     strata: tuple[str, ...]
 
@@ -56,6 +58,7 @@ class GatherShard:
         # [id] the position of its code
         code_of = np.array([position.get(code, -1) for code in table["code"].to_pylist()], dtype=np.int32)
         anchor = np.array([code in self.anchors for code in codes], dtype=bool)
+        left_out = np.array([code in self.left_out for code in codes], dtype=bool)
         names = [code.split("//")[0].lower() for code in codes]
         of_strata = np.array([name in self.strata for name in names], dtype=bool)
 
@@ -78,12 +81,14 @@ class GatherShard:
                 if not table.num_rows:
                     continue
                 patient = np.searchsorted(patients, table["patient"].to_numpy())
-                first = np.flatnonzero(np.diff(patient, prepend=-1) != 0)
-                sources[patient[first]] = (
-                    table[SOURCE].combine_chunks().take(pa.array(first)).to_pylist()
-                    if SOURCE in table.column_names
-                    else part.source
-                )
+                if SOURCE in table.column_names:
+                    # A subject of several files comes from the first of those that predictions may know.
+                    told = pa.table({"patient": patient, "source": table[SOURCE].cast(pa.string())})
+                    for row in told.group_by("patient").aggregate([("source", "min")]).to_pylist():
+                        before = sources[row["patient"]]
+                        sources[row["patient"]] = min(before or row["source_min"], row["source_min"])
+                else:
+                    sources[patient] = part.source
                 columns["patient"].append(patient)
                 columns["time"].append(table["time"].to_numpy())
                 columns["code"].append(place[table["code"].to_numpy()])
@@ -92,7 +97,7 @@ class GatherShard:
                 np.concatenate([np.array([], kind), *arrays])
                 for arrays, kind in zip(columns.values(), (np.int64, np.int64, np.int32, np.float32), strict=True)
             )
-            ids = lookup.ids(code, value)
+            ids = np.where(left_out[code], -1, lookup.ids(code, value)).astype(np.int32)
             order = _order(patient, time, ids, value)
             patient, time, code, value, ids = (column[order] for column in (patient, time, code, value, ids))
 
@@ -108,7 +113,7 @@ class GatherShard:
                 scratch / f"{key}.npz",
                 patients=_distinct_patients(patient[training], ids[training], len(code_of)),
                 code_patients=_distinct_patients(patient[training], code_of[ids[training]], len(codes)),
-                unknown=np.bincount(code[~known], minlength=len(codes)),
+                unknown=np.bincount(code[~known & ~left_out[code]], minlength=len(codes)),
             )
             keep = known | anchor[code]
             table = pa.table(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 
 from whenwhy.errors import UserError
+
+#: With less, DuckDB cannot even begin.
+LEAST_MEGABYTES = 50
 
 
 def connect(memory_limit: str, scratch: Path, threads: int | None = None) -> duckdb.DuckDBPyConnection:
@@ -17,8 +23,13 @@ def connect(memory_limit: str, scratch: Path, threads: int | None = None) -> duc
         threads: None: one a core.
 
     Raises:
-        UserError: the limit is not understood.
+        UserError: the limit is not understood, or is too small for anything.
     """
+    told = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT])i?B", memory_limit, re.IGNORECASE)
+    if told is None or float(told[1]) * {"M": 1, "G": 1e3, "T": 1e6}[told[2].upper()] < LEAST_MEGABYTES:
+        raise UserError(
+            f"--memory-limit '{memory_limit}' is not understood: write at least {LEAST_MEGABYTES}MB, such as 2GB."
+        )
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory_limit,
         "temp_directory": str(scratch),
@@ -26,10 +37,7 @@ def connect(memory_limit: str, scratch: Path, threads: int | None = None) -> duc
     }
     if threads is not None:
         config["threads"] = threads
-    try:
-        return duckdb.connect(config=config)
-    except duckdb.Error as error:
-        raise UserError(f"--memory-limit '{memory_limit}' is not understood ({error}): write it as '2GB'.") from None
+    return duckdb.connect(config=config)
 
 
 def literal(text: str) -> str:
@@ -40,3 +48,16 @@ def literal(text: str) -> str:
         "'it''s'"
     """
     return "'" + text.replace("'", "''") + "'"
+
+
+@contextmanager
+def within(memory_limit: str) -> Iterator[None]:
+    """Work of DuckDB; too little memory for it is said in one sentence.
+
+    Raises:
+        UserError: the limit does not do.
+    """
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise UserError(f"--memory-limit {memory_limit} is too little for this data: give more, such as 2GB.") from None

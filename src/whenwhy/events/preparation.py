@@ -7,8 +7,8 @@ shard's events in one order and counts who has what. Write makes records of them
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +29,7 @@ from whenwhy.events.fitting import fitted, foreign_rows, require_codes
 from whenwhy.events.foreign_vocabulary import foreign_vocabulary
 from whenwhy.events.gathered_events import CODES, PROVISIONAL, GatherShard, read_gathered
 from whenwhy.events.meds_dataset import MedsDataset
+from whenwhy.events.out_of_core import connect
 from whenwhy.events.prepare_settings import ADMISSION, PREDICTION, PrepareSettings
 from whenwhy.events.records import PatientEvents, records_of
 from whenwhy.events.repair import repaired
@@ -49,7 +50,15 @@ from whenwhy.events.sequence_directory import (
 from whenwhy.events.sorted_numbers import distinct
 from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, years_at
 from whenwhy.schema import FEATURE_VALUES, TRAIN
-from whenwhy.shards import SCRATCH, Json, StageDirectory
+from whenwhy.shards import (
+    SCRATCH,
+    Json,
+    StageDirectory,
+    alone,
+    new_scratch,
+    remove_scratch,
+    remove_temporaries,
+)
 
 BIRTHS = "births.npy"  # in scratch: the time of each patient's birth
 
@@ -162,24 +171,33 @@ class Preparation:
         self.out, self.scratch = out, out / SCRATCH
         self.report: Json = {}
         self.notes = FittingNotes()
+        self.open = ExitStack()
 
     def __enter__(self) -> Preparation:
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir(parents=True)
-        self.cohort.save(self.scratch)
+        connect(self.memory_limit, self.out).close()  # a limit that is none is said before any work
+        self.made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
+        self.open.enter_context(alone(self.out))
+        remove_temporaries(self.out)
+        self.cohort.save(new_scratch(self.out))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        remove_scratch(self.out)
+        self.open.close()
         if error is not None and not any(self.out.iterdir()):
-            self.out.rmdir()  # nothing was begun
+            for folder in self.made:  # nothing was begun
+                folder.rmdir()
 
     # -- scan ----------------------------------------------------------------------------------------
 
-    def scan(self) -> None:
+    def scan(self, anchor: str | None = None) -> None:
         """Every row checked; what predictions may know is in scratch, sorted by shard.
+
+        Args:
+            anchor: what anchors the first generation's records; given, this is a further generation, whose
+                data may lack what the settings name.
 
         Raises:
             UserError: the data set breaks the rules of MEDS and may not be repaired, or the cohort is empty.
@@ -202,11 +220,19 @@ class Preparation:
                 f"{where} has no event of any labelled patient up to the prediction time: "
                 "the cohort is empty; check that labels and data belong together."
             )
-        require_strata(self.settings.strata, self.scanned.static_codes, self.scanned.strata_values, where)
         self.codes = self.scanned.codes
-        require_codes(self.settings.without, [AGE, *self.codes], where)
-        require_codes([*self.settings.cut_offs], self.codes, where)
-        self.anchors = self._anchor_codes()
+        if AGE in self.codes and self._ages().size:
+            raise UserError(
+                f"{where} has the code '{AGE}', which is the name of the age at the prediction: give the code another "
+                f"name, or leave both out by --without {AGE}."
+            )
+        if anchor is None:
+            require_strata(self.settings.strata, self.scanned.static_codes, self.scanned.strata_values, where)
+            require_codes([*self.settings.without, *self.settings.cut_offs], [AGE, *self.codes], where)
+        self.anchor = self._anchor() if anchor is None else anchor
+        self.anchors = tuple(
+            code for code in self.codes if self.anchor and (code == self.anchor or code.startswith(f"{self.anchor}//"))
+        )
 
     def _scan_files(self, dataset: MedsDataset) -> None:
         self.scanned = scanned(
@@ -221,24 +247,26 @@ class Preparation:
         years = years_at(self.scanned.births, self.cohort.latest)[self.cohort.training]
         return years if not np.isnan(years).all() else np.array([], np.float32)
 
-    def _anchor_codes(self) -> tuple[str, ...]:
-        """The codes that anchor a record."""
+    def _anchor(self) -> str:
+        """The code, or the first part of codes, that anchors a record; "" for the prediction itself.
+
+        Only what predictions may know decides which admissions a data set has.
+        """
         asked = self.settings.anchor
         if asked == PREDICTION:
-            return ()
-        names = ADMISSIONS if asked == ADMISSION else (asked,)
-        for name in names:
-            codes = tuple(code for code in self.codes if code == name or code.startswith(f"{name}//"))
-            if codes:
-                return codes
+            return ""
+        known = {name for code in self.scanned.known_codes for name in (code, code.split("//")[0])}
         if asked == ADMISSION:
+            for name in ADMISSIONS:
+                if name in known:
+                    return name
             raise UserError(
                 f"{self.dataset.path} has no code that admits a patient ({', '.join(ADMISSIONS)}): "
                 "give --anchor the code that anchors a record."
             )
-        first_parts = {code.split("//")[0] for code in self.codes}
-        require_codes([asked], sorted({PREDICTION, ADMISSION, *first_parts, *self.codes}), self.dataset.path)
-        raise AssertionError("an anchor that is a code's first part has codes")
+        names = {name for code in self.codes for name in (code, code.split("//")[0])}
+        require_codes([asked], sorted({PREDICTION, ADMISSION, *names}), self.dataset.path)
+        return asked
 
     # -- layout --------------------------------------------------------------------------------------
 
@@ -269,19 +297,32 @@ class Preparation:
             VOCABULARY: as_table(final),
             PLACE_FILE: _bytes_of(lambda file: np.save(file, place)),
             LAYOUT_FILE: _bytes_of(layout.save),
-            NOTES_FILE: json.dumps(self.notes.__dict__, sort_keys=True).encode(),
+            NOTES_FILE: json.dumps(self.notes.__dict__ | {"anchor": self.anchor}, sort_keys=True).encode(),
         }
 
     def given_layout(self, stage: StageDirectory, generation: int) -> None:
         """Events of a further generation gathered by the layout of the first."""
-        self._gather(stage.read(LAYOUT, PROVISIONAL_FILE).to_pylist(), generation)
+        rows = stage.read(LAYOUT, PROVISIONAL_FILE).to_pylist()
+        units = {row["code"]: row["unit"] for row in rows}
+        for told in self.dataset.described().select(["code", "unit"]).to_pylist():
+            before = units.get(told["code"])
+            if before and told["unit"] and told["unit"] != before:
+                raise UserError(
+                    f"{self.dataset.path} tells '{told['code']}' in {told['unit']}, and {stage.path} in {before}: "
+                    "convert the numbers, or prepare both together."
+                )
+        self._gather(rows, generation)
 
     def _gather(self, rows: Sequence[Row], generation: int) -> tuple[np.ndarray, dict[str, int]]:
         """Each shard's events in order; training patients by row and by code."""
         pq.write_table(as_table(rows), self.scratch / PROVISIONAL)
         (self.scratch / CODES).write_text(json.dumps(self.codes))
         task = GatherShard(
-            str(self.scratch), self.scanned.parts, self.anchors, tuple(name.lower() for name in self.settings.strata)
+            str(self.scratch),
+            self.scanned.parts,
+            tuple(self.settings.without),
+            self.anchors,
+            tuple(name.lower() for name in self.settings.strata),
         )
         names = shard_names(generation, self.cohort.shards)
         run(task, names, stage="gather", unit="events", workers=self.workers)

@@ -11,6 +11,9 @@ from whenwhy.events.records import ALL, REPEATS, RecordRules, history_limit
 from whenwhy.events.steps import BINS, EVENT, step_rule
 from whenwhy.shards import Json
 
+#: A thousand years and more: beyond it, hours are a slip.
+MOST_HOURS = 10_000_000
+
 PREDICTION, ADMISSION = "prediction", "admission"
 
 
@@ -70,11 +73,17 @@ class PrepareSettings:
         """Raises `UserError` for settings that cannot be."""
         if self.bins < 2 or self.max_steps < 1 or self.shard_size < 1:
             raise UserError("prepare needs at least 2 bins, 1 step and 1 prediction a shard: give larger numbers.")
+        for name, hours in (
+            ("--visit-gap", self.visit_gap_hours),
+            ("--history-hours", self.history_hours),
+            ("--carry-hours", self.carry_hours),
+            *((f"--not-measured {code}", hours) for code, hours in self.not_measured),
+        ):
+            if hours is not None and not 0 < hours <= MOST_HOURS:
+                raise UserError(f"{name} is {hours:g} hours: give a number above 0 and up to {MOST_HOURS:,}.")
         rule = self.rules.steps
         if self.repeats not in REPEATS:
             raise unknown_name("way with repeated values", self.repeats, REPEATS)
-        if self.history_hours is not None and not self.history_hours > 0:
-            raise UserError(f"--history-hours is {self.history_hours:g}: give a number above 0.")
         if self.carry_hours is not None and not self.carry:
             raise UserError("--carry-hours limits values that are carried forward: name their codes by --carry.")
         if rule.kind != BINS and EVERY_CODE in self.carry:

@@ -32,14 +32,14 @@ class RecordRules:
     Attributes:
         steps: the rule of steps; most_steps: the most recent ones that are kept.
         first_anchor: the first anchoring event of a record counts, not the last one.
-        history: microseconds before the prediction beyond which events are left out; None: none are.
+        history: microseconds before the prediction beyond which events are left out.
         repeats: one of REPEATS.
     """
 
     steps: StepRule
     most_steps: int
     first_anchor: bool
-    history: int | None
+    history: int
     repeats: str
 
 
@@ -90,9 +90,7 @@ def records_of(
     first = bounds[patient]  # [prediction] the first event of its patient
     dated = first + undated[bounds[patient + 1]] - undated[first]
     end = first_reaching(events.time, dated, bounds[patient + 1], prediction_time + 1)
-    begin = dated
-    if rules.history is not None:
-        begin = first_reaching(events.time, dated, end, prediction_time - rules.history)
+    begin = first_reaching(events.time, dated, end, prediction_time - rules.history)
     anchor = _anchors(events, dated, end, rules.first_anchor)
 
     row, at = _ranges(begin, end)
@@ -206,6 +204,7 @@ def _lists(lengths: np.ndarray, flat: np.ndarray | pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(flat))
 
 
-def history_limit(hours: float | None) -> int | None:
-    """Hours as microseconds; None stays None."""
-    return None if hours is None else round(hours * HOUR_US)
+def history_limit(hours: float | None) -> int:
+    """Hours as microseconds; at most, and without a limit, what whole minutes of 32 bits can tell: 4,083 years."""
+    most = (2**31 - 1) * MINUTE_US
+    return most if hours is None else min(round(hours * HOUR_US), most)

@@ -10,31 +10,26 @@ import pyarrow.parquet as pq
 
 from whenwhy.events.event_scan import ROWS_AT_ONCE, SOURCE
 from whenwhy.events.meds_dataset import EVENT_COLUMNS, MedsDataset, converted
-from whenwhy.events.out_of_core import connect, literal
+from whenwhy.events.out_of_core import connect, literal, within
 
 
 def repaired(dataset: MedsDataset, scratch: Path, memory_limit: str) -> MedsDataset:
     """The data set with its events in one mended copy below `scratch`; the original is not touched.
 
     Types are converted, rows without a subject or code and repeated rows left out, and the rest sorted by
-    subject and time. Each row keeps the name of the shard it came from; a subject of several files
-    belongs to the first.
+    subject and time. Each row keeps the name of the shard it came from.
 
     Example: `repaired(open_meds(Path("meds")), Path("scratch"), "1GB").files`
     """
     files = [_converted_copy(dataset, number, scratch) for number in range(len(dataset.files))]
     mended = scratch / "mended.parquet"
-    with connect(memory_limit, scratch) as db:
+    with within(memory_limit), connect(memory_limit, scratch) as db:
         listed = ", ".join(literal(str(file)) for file in files)
         db.execute(
             f"""copy (
-                with rows as (
-                    select subject_id, time, code, numeric_value, min({SOURCE}) as {SOURCE}
-                    from read_parquet([{listed}]) where subject_id is not null and code is not null
-                    group by all
-                ),
-                first as (select subject_id, min({SOURCE}) as {SOURCE} from rows group by 1)
-                select rows.* exclude ({SOURCE}), first.{SOURCE} from rows join first using (subject_id)
+                select subject_id, time, code, numeric_value, min({SOURCE}) as {SOURCE}
+                from read_parquet([{listed}]) where subject_id is not null and code is not null
+                group by subject_id, time, code, numeric_value
                 order by subject_id, time nulls first, code, numeric_value
             ) to {literal(str(mended))} (format parquet, row_group_size 500000)"""
         )

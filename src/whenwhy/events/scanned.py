@@ -30,7 +30,8 @@ class Scanned:
         parts: the scratch files of known events.
         count_files: the scratch files of the numbers of training events.
         births: [patient] microseconds; NO_BIRTH where none is recorded.
-        codes, static_codes: of the cohort, whenever recorded; those without a time.
+        codes, known_codes, static_codes: of the cohort, whenever recorded; those that predictions may
+            know; those without a time.
         strata_values: (name, value) of the strata asked for.
     """
 
@@ -41,6 +42,7 @@ class Scanned:
     count_files: list[Path]
     births: np.ndarray
     codes: list[str]
+    known_codes: list[str]
     static_codes: list[str]
     strata_values: set[tuple[str, str]]
 
@@ -85,9 +87,10 @@ def scanned(
             for name, each in zip(names, told, strict=True)
             for part in range(each["parts"])
         ),
-        [file for name in names if (file := scratch / f"{name}-counts.parquet").exists()],
+        [scratch / f"{name}-counts.parquet" for name, each in zip(names, told, strict=True) if each["counts"]],
         births,
         sorted({code for each in told for code in each["cohort_codes"]}),
+        sorted({code for each in told for code in each["known_codes"]}),
         sorted({code for each in told for code in each["static_codes"]}),
         {(name, value) for each in told for name, value in each["strata_values"]},
     )

@@ -7,6 +7,7 @@ of each. New patients make a further generation of shards, and touch no old one.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from whenwhy.events.cohort import Cohort, cohort_of
 from whenwhy.events.meds_dataset import MedsDataset, open_meds, read_labels, sound_types, split_patients
 from whenwhy.events.preparation import Preparation
 from whenwhy.events.prepare_settings import PrepareSettings
-from whenwhy.events.sequence_directory import LAYOUT, REPORT, TABLE, VOCABULARY, shard_names
-from whenwhy.shards import Json, StageDirectory, content_sha256
+from whenwhy.events.sequence_directory import LAYOUT, NOTES_FILE, REPORT, TABLE, VOCABULARY, shard_names
+from whenwhy.shards import Json, StageDirectory, content_sha256, remove_scratch
 
 __all__ = ["TABLE", "VOCABULARY", "PrepareSettings", "add_generation", "prepare"]
 
@@ -49,6 +50,7 @@ def prepare(
     Example: `prepare(Path("meds"), Path("meds/labels/x"), Path("seq"), PrepareSettings("x"))`
     """
     settings.check()
+    apart(out, meds_path, labels_path)
     dataset, cohort = opened(meds_path, labels_path, settings.shard_size, repair)
     inputs = inputs_of(dataset, cohort)
     if vocabulary is not None:
@@ -66,6 +68,7 @@ def prepare(
         )
 
     if StageDirectory.started(out) and not create().missing():
+        remove_scratch(out)  # of a call that was killed at its very end
         return create()
     with Preparation(dataset, cohort, settings, out, workers or Workers(), memory_limit, repair) as preparation:
         preparation.scan()
@@ -102,6 +105,7 @@ def add_generation(
     known = [{name: told["sha256"] for name, told in g["inputs"].items()} for g in stage.generations]
     number = known.index(hashes) + 1 if hashes in known else len(known) + 1
     if number <= len(known) and not stage.missing():
+        remove_scratch(out)  # of a call that was killed at its very end
         return stage
     if number > len(known):
         stage.require_complete()
@@ -119,7 +123,8 @@ def add_generation(
                 "remove them by `whenwhy forget` first, or leave them out of the labels."
             )
     with Preparation(dataset, cohort, settings, out, workers or Workers(), memory_limit, repair) as preparation:
-        preparation.scan()
+        notes = json.loads(stage.file(LAYOUT, NOTES_FILE).read_bytes())
+        preparation.scan(notes["anchor"])
         preparation.given_layout(stage, number)
         if number > len(known):
             stage = stage.extended(inputs, shard_names(number, cohort.shards), [f"{REPORT}-g{number}"])
@@ -138,6 +143,15 @@ def opened(meds_path: Path, labels_path: Path, shard_size: int, repair: bool) ->
     if not repair:
         dataset = sound_types(dataset)
     return dataset, cohort_of(labels, split_patients(dataset, labels["subject_id"].to_numpy()), shard_size)
+
+
+def apart(out: Path, *inputs: Path) -> None:
+    """Raises `UserError` if the output lies in an input, where it would be read, or holds one."""
+    here = out.resolve()
+    for path in inputs:
+        there = path.resolve()
+        if here.is_relative_to(there) or there.is_relative_to(here):
+            raise UserError(f"--out {out} and the input {path} lie one in the other: give --out a directory apart.")
 
 
 def inputs_of(dataset: MedsDataset, cohort: Cohort) -> dict[str, Json]:

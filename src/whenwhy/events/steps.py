@@ -13,6 +13,8 @@ MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
 DAY_US = 24 * HOUR_US
 
+MOST_WIDTH = 36525 * DAY_US
+
 EVENT, VISIT, BINS = "event", "visit", "bins"
 
 #: An anchor that a record lacks.
@@ -68,13 +70,13 @@ def step_rule(text: str, visit_gap_hours: float) -> StepRule:
     if text == EVENT:
         return StepRule(EVENT)
     if text == VISIT:
-        if not visit_gap_hours > 0:
-            raise UserError(f"--visit-gap is {visit_gap_hours:g}: give the hours without events that end a visit.")
         return StepRule(VISIT, round(visit_gap_hours * HOUR_US))
     told = re.fullmatch(r"(\d+(?:\.\d+)?)(h|d)", text)
     width = round(float(told[1]) * (HOUR_US if told[2] == "h" else DAY_US)) if told else 0
-    if width < MINUTE_US:
-        raise UserError(f"--steps is '{text}': write event, visit, or a width of a minute or more such as 6h or 1d.")
+    if not MINUTE_US <= width <= MOST_WIDTH:
+        raise UserError(
+            f"--steps is '{text}': write event, visit, or a width of a minute to 100 years such as 6h or 1d."
+        )
     return StepRule(BINS, width)
 
 
