@@ -189,6 +189,24 @@ RUNS: Final = pa.schema(
 )
 
 
+#: Columns whose numbers hardly repeat: a dictionary of them would cost time and space.
+HARDLY_REPEATING: Final = ("step_minutes", "event_minutes", "minutes", "prediction_id", "attribution")
+
+
+def with_dictionary(schema: pa.Schema) -> list[str]:
+    """The columns of a table that Parquet should keep by a dictionary, by their paths in the file.
+
+    Example:
+        >>> with_dictionary(SEQUENCES)[-2:]
+        ['static_id.list.element', 'static_value.list.element']
+    """
+    return [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in schema
+        if field.name not in HARDLY_REPEATING and not pa.types.is_map(field.type)
+    ]
+
+
 def on_grid(attribution: np.ndarray) -> np.ndarray:
     """The float32 array [row] of the nearest multiples of 1 / ATTRIBUTION_UNITS.
 

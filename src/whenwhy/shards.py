@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whenwhy.errors import UserError
-from whenwhy.schema import FORMAT_VERSION
+from whenwhy.schema import FORMAT_VERSION, with_dictionary
 
 Json = dict[str, Any]
 
@@ -318,7 +318,10 @@ class StageDirectory:
             temporary = self.path / "data" / f".tmp-{uuid.uuid4().hex}"
             try:
                 if isinstance(content, pa.Table):
-                    pq.write_table(content, temporary, compression="zstd", row_group_size=1 << 17)
+                    dictionary = with_dictionary(content.schema)
+                    pq.write_table(
+                        content, temporary, compression="zstd", row_group_size=1 << 17, use_dictionary=dictionary
+                    )
                     extension, rows = ".parquet", content.num_rows
                 else:
                     temporary.write_bytes(content)

@@ -1,6 +1,6 @@
 """run(task, keys): one loop over shards, inline or by Ray actors. Knows no attribution."""
 
 from whenwhy.engine.progress import Progress
-from whenwhy.engine.run import Task, Workers, run
+from whenwhy.engine.run import Pool, Task, Workers, kept_pool, run
 
-__all__ = ["Progress", "Task", "Workers", "run"]
+__all__ = ["Pool", "Progress", "Task", "Workers", "kept_pool", "run"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,27 +31,29 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
 class Worker:
-    """An actor: a task started once on its own device, then one shard a call."""
+    """An actor: each task started once on its own device, then one shard a call."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self) -> None:
+        self.begun: int | None = None
         self.work_on: Callable[[str], int] | None = None
 
-    def work(self, key: str) -> int:
-        if self.work_on is None:
-            self.work_on = self.task.start()
+    def work(self, number: int, task: Task, key: str) -> int:
+        """One shard of a task; `number` tells tasks apart, also to an actor that was started again."""
+        if self.begun != number:
+            self.work_on, self.begun = task.start(), number
+        assert self.work_on is not None
         return self.work_on(key)
 
 
 class RayPool:
     """One actor per GPU, or per core where there is none."""
 
-    def __init__(self, task: Task, workers: Workers, at_most: int) -> None:
+    def __init__(self, workers: Workers, at_most: int | None = None) -> None:
         connect(workers)
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         cores = max(1, int(resources.get("CPU", 1)))
-        count = min(workers.count or gpus or cores, at_most)
+        count = min(workers.count or gpus or cores, at_most or sys.maxsize)
         # More workers than devices share them in equal fractions.
         actor = ray.remote(Worker).options(
             num_cpus=min(1.0, cores / count),
@@ -58,9 +61,15 @@ class RayPool:
             max_restarts=MAX_RESTARTS,
             max_task_retries=0,
         )
-        self.free: list[Any] = [actor.remote(task) for _ in range(count)]
+        self.free: list[Any] = [actor.remote() for _ in range(count)]
         self.actors = list(self.free)
         self.working: dict[Any, tuple[Any, str]] = {}
+        self.number = 0
+        self.task: Any = None
+
+    def begin(self, task: Task) -> None:
+        # Once in the object store, not with every shard's name.
+        self.number, self.task = self.number + 1, ray.put(task)
 
     def idle(self) -> bool:
         return bool(self.free)
@@ -70,7 +79,7 @@ class RayPool:
 
     def submit(self, key: str) -> None:
         actor = self.free.pop()
-        self.working[actor.work.remote(key)] = (actor, key)
+        self.working[actor.work.remote(self.number, self.task, key)] = (actor, key)
 
     def next(self) -> tuple[str, int | Exception]:
         [done], _ = ray.wait(list(self.working), num_returns=1)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,8 +41,9 @@ class Workers:
 
 
 class Pool(Protocol):
-    """Workers that take one shard each."""
+    """Workers that take one shard each, of one task after another."""
 
+    def begin(self, task: Task) -> None: ...
     def idle(self) -> bool: ...
     def busy(self) -> bool: ...
     def submit(self, key: str) -> None: ...
@@ -52,9 +54,12 @@ class Pool(Protocol):
 class InlinePool:
     """This process as the only worker."""
 
-    def __init__(self, task: Task) -> None:
-        self.work = task.start()
+    def __init__(self) -> None:
+        self.work: Callable[[str], int] | None = None
         self.key: str | None = None
+
+    def begin(self, task: Task) -> None:
+        self.work = task.start()
 
     def idle(self) -> bool:
         return self.key is None
@@ -67,6 +72,7 @@ class InlinePool:
 
     def next(self) -> tuple[str, int | Exception]:
         assert self.key is not None
+        assert self.work is not None
         key, self.key = self.key, None
         try:
             return key, self.work(key)
@@ -77,6 +83,35 @@ class InlinePool:
         pass
 
 
+@contextmanager
+def kept_pool(workers: Workers, at_most: int | None = None) -> Iterator[Pool]:
+    """Workers for several runs, one after another: they start once.
+
+    Args:
+        at_most: no more of them than this; None: as many as `workers` says.
+
+    Example:
+        >>> class Double:
+        ...     def start(self):
+        ...         return lambda key: 2 * int(key)
+        >>> with kept_pool(Workers(inline=True)) as pool:
+        ...     run(Double(), ["1"], stage="first", unit="numbers", pool=pool)
+        ...     run(Double(), ["2"], stage="second", unit="numbers", pool=pool)
+    """
+    pool: Pool
+    if workers.inline:
+        pool = InlinePool()
+    else:
+        # Imported here alone: attribution runs where Ray is not installed, and a finished run never starts it.
+        from whenwhy.engine.ray_pool import RayPool
+
+        pool = RayPool(workers, at_most)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
 def run(
     task: Task,
     keys: Sequence[str],
@@ -84,9 +119,12 @@ def run(
     stage: str,
     unit: str,
     workers: Workers | None = None,
+    pool: Pool | None = None,
     finished: int = 0,
 ) -> None:
     """Every shard in `keys` done by `task`; `finished` others were done before.
+
+    Who works is `workers`, started for this run, or a `pool` that is kept for several.
 
     A shard that fails is tried again, up to three times, possibly by another worker; then it is
     quarantined by name while the others go on.
@@ -104,39 +142,32 @@ def run(
         ...         return lambda key: 2 * int(key)
         >>> run(Double(), ["1", "2"], stage="double", unit="numbers", workers=Workers(inline=True))
     """
-    workers = workers or Workers()
     if not keys:
         return
-    pool: Pool
-    if workers.inline:
-        pool = InlinePool(task)
-    else:
-        # Imported here alone: attribution runs where Ray is not installed, and a finished run never starts it.
-        from whenwhy.engine.ray_pool import RayPool
-
-        pool = RayPool(task, workers, at_most=len(keys))
+    if pool is None:
+        with kept_pool(workers or Workers(), len(keys)) as own:
+            run(task, keys, stage=stage, unit=unit, pool=own, finished=finished)
+        return
+    pool.begin(task)
     waiting = deque(keys)
     attempts: Counter[str] = Counter()
     quarantined: dict[str, Exception] = {}
-    try:
-        with Progress(stage, total=finished + len(keys), unit=unit, finished=finished) as progress:
-            while waiting or pool.busy():
-                while waiting and pool.idle():
-                    pool.submit(waiting.popleft())
-                key, outcome = pool.next()
-                if not isinstance(outcome, Exception):
-                    progress.advance(key, outcome)
-                elif isinstance(outcome, UserError) or os.environ.get("WHENWHY_DEBUG"):
-                    raise outcome
+    with Progress(stage, total=finished + len(keys), unit=unit, finished=finished) as progress:
+        while waiting or pool.busy():
+            while waiting and pool.idle():
+                pool.submit(waiting.popleft())
+            key, outcome = pool.next()
+            if not isinstance(outcome, Exception):
+                progress.advance(key, outcome)
+            elif isinstance(outcome, UserError) or os.environ.get("WHENWHY_DEBUG"):
+                raise outcome
+            else:
+                attempts[key] += 1
+                if attempts[key] < MAX_ATTEMPTS:
+                    waiting.append(key)
                 else:
-                    attempts[key] += 1
-                    if attempts[key] < MAX_ATTEMPTS:
-                        waiting.append(key)
-                    else:
-                        quarantined[key] = outcome
-                        console.print(f"{stage}: {key} is quarantined after {MAX_ATTEMPTS} attempts: {outcome!r}")
-    finally:
-        pool.close()
+                    quarantined[key] = outcome
+                    console.print(f"{stage}: {key} is quarantined after {MAX_ATTEMPTS} attempts: {outcome!r}")
     if quarantined:
         names = ", ".join(sorted(quarantined))
         first = next(iter(quarantined.values()))

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whenwhy.engine import Workers, run
+from whenwhy.engine import Workers, kept_pool, run
 from whenwhy.errors import UserError
 from whenwhy.events.cohort import Cohort
 from whenwhy.events.derived_features import with_derived
@@ -48,7 +48,7 @@ from whenwhy.events.sequence_directory import (
     shard_place,
 )
 from whenwhy.events.sorted_numbers import distinct
-from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, years_at
+from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, strata_column, years_at
 from whenwhy.schema import FEATURE_VALUES, TRAIN
 from whenwhy.shards import (
     SCRATCH,
@@ -61,6 +61,9 @@ from whenwhy.shards import (
 )
 
 BIRTHS = "births.npy"  # in scratch: the time of each patient's birth
+
+#: Below this, workers would take longer to start than the work takes, unless they are asked for.
+MOST_ROWS_INLINE = 20_000_000
 
 #: What MEDS data sets call an admission, the first that a data set has.
 ADMISSIONS = ("HOSPITAL_ADMISSION", "ADMISSION", "INPATIENT_ADMISSION", "ICU_ADMISSION", "VISIT", "ENCOUNTER")
@@ -81,7 +84,7 @@ class PrepareShard:
         births = np.load(scratch / BIRTHS)
         layout, place, table = read_layout(stage)
         ages_of = Vocabulary(table) if AGE in set(table["code"].to_pylist()) else None
-        bands = AGE_BAND in settings.strata
+        names = sorted({name.lower() for name in settings.strata})
 
         def one_shard(key: str) -> int:
             _, number = shard_place(key)
@@ -93,26 +96,22 @@ class PrepareShard:
             none = np.full(len(years), -1, dtype=np.int32)
             age_id = none if ages_of is None else ages_of.ids(pa.array([AGE] * len(years), pa.string()), years)
             age_id = np.where(np.isnan(years), none, age_id)
-            cohorts = [dict(strata[p]) for p in patient]
-            for name in settings.strata:
-                for of_prediction, band in zip(cohorts, age_bands(years), strict=True):
-                    of_prediction.setdefault(name.lower(), band if name == AGE_BAND else "unknown")
+            told = [[strata[p].get(name, "unknown") for p in patient] for name in names]
+            if AGE_BAND in names:
+                told[names.index(AGE_BAND)] = age_bands(years)
             plain = predictions.append_column("source", pa.array([sources[p] or None for p in patient], pa.string()))
-            plain = plain.append_column(
-                "strata", pa.array([sorted(c.items()) for c in cohorts], pa.map_(pa.string(), pa.string()))
-            )
+            plain = plain.append_column("strata", strata_column(names, told, len(patient)))
             ids = np.where(events["id"] >= 0, place[events["id"]], -1).astype(np.int32)
-            told = PatientEvents(
+            of_patients = PatientEvents(
                 events["patient"], events["time"], ids, events["value"], events["anchor"], (age_id, years)
             )
-            records = records_of(plain, patient, told, rules, layout)
+            records = records_of(plain, patient, of_patients, rules, layout)
             np.save(scratch / f"{key}-counts.npy", training_counts(records.table, len(table)))
             with np.load(scratch / f"{key}.npz") as gathered:
                 unknown = int(gathered["unknown"].sum())
             stage.publish(key, {TABLE: records.table}, records.counts | {"n_unknown": unknown})
             return records.counts["n_events"]
 
-        assert not bands or len(births) == len(cohort.subject_id)
         return one_shard
 
 
@@ -166,7 +165,8 @@ class Preparation:
         memory_limit: str,
         repair: bool,
     ) -> None:
-        self.dataset, self.cohort, self.settings, self.workers = dataset, cohort, settings, workers
+        self.dataset, self.cohort, self.settings = dataset, cohort, settings
+        self.workers = workers if workers != Workers() or _rows_of(dataset) > MOST_ROWS_INLINE else Workers(inline=True)
         self.memory_limit, self.repair = memory_limit, repair
         self.out, self.scratch = out, out / SCRATCH
         self.report: Json = {}
@@ -179,6 +179,7 @@ class Preparation:
         self.open.enter_context(alone(self.out))
         remove_temporaries(self.out)
         self.cohort.save(new_scratch(self.out))
+        self.pool = self.open.enter_context(kept_pool(self.workers))
         return self
 
     def __exit__(
@@ -236,7 +237,7 @@ class Preparation:
 
     def _scan_files(self, dataset: MedsDataset) -> None:
         self.scanned = scanned(
-            dataset, self.cohort, self.scratch, self.workers, self.settings.without, self.settings.strata
+            dataset, self.cohort, self.scratch, self.pool, self.settings.without, self.settings.strata
         )
         np.save(self.scratch / BIRTHS, self.scanned.births)
 
@@ -325,7 +326,7 @@ class Preparation:
             tuple(name.lower() for name in self.settings.strata),
         )
         names = shard_names(generation, self.cohort.shards)
-        run(task, names, stage="gather", unit="events", workers=self.workers)
+        run(task, names, stage="gather", unit="events", pool=self.pool)
         patients = np.zeros(len(rows), dtype=np.int64)
         by_code, unknown = (np.zeros(len(self.codes), dtype=np.int64) for _ in range(2))
         for name in names:
@@ -357,7 +358,7 @@ class Preparation:
             missing,
             stage="prepare",
             unit="events",
-            workers=self.workers,
+            pool=self.pool,
             finished=finished,
         )
         table = read_layout(stage)[2]
@@ -380,6 +381,10 @@ class Preparation:
         if not stage.has(name):
             # Said of the data, not made from it: findings count rows that no prediction may know.
             stage.publish(name, {}, self.report)
+
+
+def _rows_of(dataset: MedsDataset) -> int:
+    return sum(pq.read_metadata(file).num_rows for file in dataset.files)
 
 
 def _bytes_of(write: Callable[[BytesIO], object]) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whenwhy.engine import Workers, run
+from whenwhy.engine import Pool, run
 from whenwhy.events.cohort import Cohort
 from whenwhy.events.event_scan import Chunk, ScanChunk, chunk_name, planned_chunks
 from whenwhy.events.findings import IN_SEVERAL_FILES, SCATTERED, UNDESCRIBED, Finding, found
@@ -51,7 +51,7 @@ def scanned(
     dataset: MedsDataset,
     cohort: Cohort,
     scratch: Path,
-    workers: Workers,
+    pool: Pool,
     without: Sequence[str] = (),
     strata: Sequence[str] = (),
 ) -> Scanned:
@@ -71,7 +71,7 @@ def scanned(
         tuple(name.lower() for name in strata),
     )
     names = [chunk_name(number) for number in range(len(chunks))]
-    run(task, names, stage="scan", unit="rows", workers=workers)
+    run(task, names, stage="scan", unit="rows", pool=pool)
     told = [json.loads((scratch / f"{name}.json").read_text()) for name in names]
     births = np.full(len(cohort.subject_id), NO_BIRTH, dtype=np.int64)
     for name in names:

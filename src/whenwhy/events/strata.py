@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.schema import PREDICTIONS
@@ -53,6 +54,21 @@ def age_bands(years: np.ndarray) -> list[str]:
         "unknown" if np.isnan(y) else "90+" if y >= 90 else f"{int(y) // 10 * 10}-{int(y) // 10 * 10 + 9}"
         for y in years
     ]
+
+
+def strata_column(names: Sequence[str], values: Sequence[Sequence[str]], count: int) -> pa.Array:
+    """A map from each name to its value, a row a prediction.
+
+    Args:
+        values: [name][prediction].
+
+    Example:
+        >>> strata_column(["sex", "site"], [["F", "M"], ["A", "A"]], 2).to_pylist()
+        [[('sex', 'F'), ('site', 'A')], [('sex', 'M'), ('site', 'A')]]
+    """
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * len(names))
+    flat = [value for row in zip(*values, strict=True) for value in row]
+    return pa.MapArray.from_arrays(offsets, pa.array(list(names) * count, pa.string()), pa.array(flat, pa.string()))
 
 
 def require_strata(

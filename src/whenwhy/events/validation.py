@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from whenwhy.engine import Workers
+from whenwhy.engine import Workers, kept_pool
 from whenwhy.events.cohort import cohort_of
 from whenwhy.events.meds_dataset import open_meds
 from whenwhy.events.scanned import scanned
@@ -35,8 +35,11 @@ def validation_lines(path: Path, workers: Workers | None = None) -> tuple[bool, 
             }
         )
         splits = pa.table({"subject_id": nobody["subject_id"], "split": [""]})
-        with tempfile.TemporaryDirectory(prefix="whenwhy-") as folder:
-            found = scanned(dataset, cohort_of(nobody, splits, 1), Path(folder), workers or Workers(inline=True))
+        with (
+            tempfile.TemporaryDirectory(prefix="whenwhy-") as folder,
+            kept_pool(workers or Workers(inline=True)) as pool,
+        ):
+            found = scanned(dataset, cohort_of(nobody, splits, 1), Path(folder), pool)
         findings, rows = found.findings, found.rows
     lines = [
         f"{finding}"
