@@ -107,6 +107,14 @@ def recast(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, table[name].cast(kind))
 
 
+def damaged(file: Path) -> None:
+    """The pages of the first column overwritten; what the file tells of itself stays."""
+    chunk = pq.read_metadata(file).row_group(0).column(0)
+    content = bytearray(file.read_bytes())
+    content[4 : 4 + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    file.write_bytes(content)
+
+
 def one_class(table: pa.Table) -> pa.Table:
     return table.filter(table["boolean_value"])
 
@@ -116,6 +124,7 @@ def other_outcome(kind: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]
 
 
 DATA, LABELS, SPLITS = "data/a/0.parquet", "labels/outcome/0.parquet", "metadata/subject_splits.parquet"
+CODES = "metadata/codes.parquet"
 
 #: What is done to a good data set, and what must be said about it.
 BROKEN = {
@@ -139,6 +148,28 @@ BROKEN = {
     ),
     "no Parquet": (lambda m: (m / DATA).write_text("subject_id,time\n1,2\n"), r"no readable Parquet file"),
     "empty file": (lambda m: (m / DATA).write_bytes(b""), r"no readable Parquet file"),
+    "damaged events": (lambda m: damaged(m / DATA), r"0\.parquet is no readable Parquet file"),
+    "damaged labels": (lambda m: damaged(m / LABELS), r"0\.parquet is no readable Parquet file"),
+    "damaged splits": (lambda m: damaged(m / SPLITS), r"subject_splits\.parquet is no readable Parquet file"),
+    "damaged codes": (lambda m: damaged(m / CODES), r"codes\.parquet is no readable Parquet file"),
+    "link to nowhere": (
+        lambda m: (m / "data" / "c").symlink_to(m / "unmounted"),
+        r"data/c is a link that leads nowhere",
+    ),
+    "codes with a column twice": (
+        lambda m: rewritten(m / CODES, lambda t: t.append_column("description", t["code"])),
+        r"codes\.parquet has the column 'description' 2 times: keep one",
+    ),
+    "ids beyond int64": (
+        lambda m: rewritten(
+            m / SPLITS, lambda t: t.set_column(0, "subject_id", pa.array([2**63] * t.num_rows, pa.uint64()))
+        ),
+        r"subject_splits\.parquet: column 'subject_id' is uint64 with values beyond int64",
+    ),
+    "ids of labels as text": (
+        lambda m: rewritten(m / LABELS, lambda t: recast(t, "subject_id", pa.string())),
+        r"0\.parquet: column 'subject_id' is string, not int64",
+    ),
     "no labels": (lambda m: shutil.rmtree(m / "labels"), r"has no labels"),
     "labels empty": (lambda m: rewritten(m / LABELS, lambda t: t.slice(0, 0)), "is empty"),
     "labels of one class": (lambda m: rewritten(m / LABELS, one_class), r"one class only \(all true\)"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from whenwhy.errors import UserError
+from whenwhy.events.fitting import read_cut_offs
 from whenwhy.events.foreign_vocabulary import FOREIGN_VOCABULARY, foreign_vocabulary, stream_sizes
 
 INFINITE = float("inf")
@@ -71,9 +73,68 @@ def test_keys_follow_each_other(tmp_path: Path) -> None:
         ("v.json", "{", "is not JSON"),
         ("v.json", '{"x": {"a": 0}, "y": {"a": 0}}', "'a' is in 'x' and in 'y'"),
         ("v.json", '{"x": {"a": 0, "b": 2}}', "v.json, x: index 1 is missing"),
+        ("v.json", '{"a": 0, "a": 1}', "v.json names 'a' more than once"),
+        ("v.json", '{"x": {"a": 0}, "x": {"b": 0}}', "v.json names 'x' more than once"),
+        ("v.json", '["\\ud800"]', r"v.json: '\\ud800' holds half a character"),
+        ("v.json", '{"\\udfff": {"a": 0}}', r"v.json: '\\udfff' holds half a character"),
+        ("v.json", "[" * 100_000 + "]" * 100_000, "v.json is nested too deep"),
+        ("v.json", f'{{"a": {10**400}}}', "v.json: index 0 is missing"),
+        ("v.json", '{"a": 1e999}', "the index inf"),
+        ("v.csv", "index,code,code\n0,a,b\n", "has the column 'code' 2 times: keep one"),
+        ("v.csv", "index,code,low,low\n0,a,1,2\n", "has the column 'low' 2 times: keep one"),
+        ("v.csv", "index,code,low,high\n0,a,1,1.00000001\n", "low 1.0 not below its high 1.00000001 as float32"),
+        ("v.csv", "index,code,low,high\n0,a,1e39,\n", "low inf not below its high inf"),
+        ("v.parquet", "PAR1", "v.parquet cannot be read as a table"),
         ("v.txt", "a", "give a .csv, .json or .parquet file"),
     ],
 )
 def test_what_is_no_vocabulary_is_refused(tmp_path: Path, name: str, text: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         foreign_vocabulary(written(tmp_path, name, text))
+
+
+def test_a_bound_beyond_float32_is_none(tmp_path: Path) -> None:
+    path = written(tmp_path, "V.CSV", "index,code,low,high,note,note\n0,a,-1e300,1,x,y\n1,a,1,1e39,x,y\n")
+    assert [(r["low"], r["high"]) for r in foreign_vocabulary(path).to_pylist()] == [(-INFINITE, 1), (1, INFINITE)]
+
+
+def test_no_vocabulary_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match=f"{path} is no file"):
+            foreign_vocabulary(path)
+
+
+def test_cut_offs_of_codes_as_they_are_written(tmp_path: Path) -> None:
+    path = written(tmp_path, "c.yaml", "0371: [1, 2.5]\non: 3\n'a b': [-1.0e+30]\n250.00: [7]\n")
+    assert read_cut_offs(path) == {
+        "0371": [1, 2.5], "on": [3], "a b": [float(np.float32(-1e30))], "250.00": [7],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (f"a: [{10**399}]", "cut-offs of 'a' are .*: give ascending numbers"),
+        (f"a: [{'1' * 5000}]", "is no YAML"),
+        ("a: [1.0e+39]", "cut-offs of 'a' are .*finite as float32"),
+        ("a: [.nan]", "cut-offs of 'a' are"),
+        ("a: [true]", "cut-offs of 'a' are"),
+        ("a: [2, 1]", r"cut-offs of 'a' are \[2, 1\]"),
+        ("a: [1, 1.00000001]", "cut-offs of 'a' are .*differ"),
+        ("a: {b: 1}", "cut-offs of 'a' are"),
+        ("a: 2001-99-99", "is no YAML"),
+        ("a: [1]\nb: [2]\na: [3]", "has cut-offs of 'a' more than once: keep one"),
+        ("1: [1]\n'1': [3]", "has cut-offs of '1' more than once"),
+        ("a: " + "[" * 1500, "is no YAML"),
+        ("[a]: [1]", "is no YAML"),
+        ("a: &a [*a]", "c.yaml"),
+        ("7", "names no cut-offs"),
+        ("", "names no cut-offs"),
+        ("\x00", "is no YAML"),
+    ],
+)
+def test_what_are_no_cut_offs_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as told:
+        read_cut_offs(written(tmp_path, "c.yaml", text))
+    assert str(tmp_path / "c.yaml") in str(told.value)
+    assert len(str(told.value)) < 400

@@ -30,12 +30,14 @@ from whenwhy.errors import UserError
 from whenwhy.events import event_scan
 from whenwhy.events.event_scan import Chunk, planned_chunks, repeated, whole_subjects
 from whenwhy.events.feature_values import EdgeFinder, bin_edges
+from whenwhy.events.parquet_files import parquet_files
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.events.validation import validation_lines
 from whenwhy.shards import StageDirectory
 
 DATA, OTHER = "data/a/0.parquet", "data/b/1.parquet"
+LABELS, SPLITS = "labels/outcome/0.parquet", "metadata/subject_splits.parquet"
 ASKED = PrepareSettings("x", strata=("sex",), bins=3, shard_size=64)
 
 
@@ -191,6 +193,184 @@ def test_what_cannot_be_read_is_never_repaired(meds: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"column 'time' is string"):
         prepare(meds, meds / "labels" / "outcome", tmp_path / "out", ASKED, INLINE, repair=True)
     assert not (tmp_path / "out").exists()
+
+
+def prepared(meds: Path, out: Path, repair: bool = False) -> StageDirectory:
+    return prepare(meds, meds / "labels" / "outcome", out, ASKED, INLINE, repair=repair)
+
+
+def test_links_are_followed_and_hidden_names_left_aside(
+    meds: Path, tmp_path: Path, undisturbed: StageDirectory
+) -> None:
+    (meds / "data" / "a").rename(tmp_path / "elsewhere")
+    (meds / "data" / "a").symlink_to(tmp_path / "elsewhere")
+    (meds / "labels" / "outcome").rename(tmp_path / "labels")
+    (meds / "labels" / "outcome").mkdir()
+    (meds / "labels" / "outcome" / "linked").symlink_to(tmp_path / "labels")
+    checkpoints = meds / "data" / ".ipynb_checkpoints"
+    checkpoints.mkdir()
+    shutil.copy(meds / DATA, checkpoints / "0.parquet")
+    (meds / "data" / "b" / "._1.parquet").write_bytes(b"resource fork")
+    (meds / "labels" / "outcome" / ".0.parquet-abc.parquet").write_bytes(b"half-written")
+    assert records(prepared(meds, tmp_path / "out")) == records(undisturbed)
+
+
+def test_every_file_is_listed_once(tmp_path: Path) -> None:
+    """Upper case, a folder that Spark wrote, a link in a circle, two links to one folder."""
+    data = tmp_path / "data"
+    for name in ("c/0.PARQUET", "x.parquet/part-0.parquet", "x.parquet/_SUCCESS", "c/.hidden/1.parquet"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch()
+    (data / "c" / "circle").symlink_to(data)
+    (data / "again").symlink_to(data / "c")
+    assert [str(file.relative_to(data)) for file in parquet_files(data)] == [
+        "again/0.PARQUET",
+        "x.parquet/part-0.parquet",
+    ]
+    assert parquet_files(tmp_path / "nowhere") == []
+    (data / "lost").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"lost is a link that leads nowhere \(.*unmounted\)"):
+        parquet_files(data)
+
+
+def test_columns_without_any_value_may_have_the_type_null(meds: Path, tmp_path: Path) -> None:
+    def nothing(kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
+        return lambda t: t.set_column(3, "numeric_value", pa.nulls(t.num_rows, kind))
+
+    stages: dict[pa.DataType, list[StageDirectory]] = {}
+    for kind in (pa.float32(), pa.null()):
+        changed(meds / DATA, nothing(kind))
+        assert validation_lines(meds)[0]
+        stages[kind] = [prepared(meds, tmp_path / f"{kind}-{repair}", repair) for repair in (False, True)]
+    for typed, stage in zip(*stages.values(), strict=True):
+        assert records(stage) == records(typed)
+        assert stage.read(VOCABULARY, VOCABULARY).equals(typed.read(VOCABULARY, VOCABULARY))
+
+
+def test_a_file_of_undated_rows_may_have_times_of_the_type_null(meds: Path, tmp_path: Path) -> None:
+    table = pq.read_table(meds / OTHER)
+    undated = table.filter(table["time"].is_null())
+    pq.write_table(undated, meds / OTHER)
+    typed = prepared(meds, tmp_path / "typed")
+    pq.write_table(undated.set_column(1, "time", pa.nulls(len(undated))), meds / OTHER)
+    assert records(prepared(meds, tmp_path / "out")) == records(typed)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "kind", "value"),
+    [
+        (DATA, "subject_id", pa.uint64(), 2**63 + 5),
+        (DATA, "time", pa.timestamp("s"), 2**45),
+        (LABELS, "subject_id", pa.uint64(), 2**64 - 1),
+        (LABELS, "prediction_time", pa.timestamp("ms"), -(2**60)),
+        (SPLITS, "subject_id", pa.uint64(), 2**63),
+    ],
+)
+def test_what_a_type_cannot_hold_is_never_wrapped_around(
+    meds: Path, tmp_path: Path, file: str, name: str, kind: pa.DataType, value: int
+) -> None:
+    def beyond(table: pa.Table) -> pa.Table:
+        column = pa.concat_arrays([pa.array([value], kind), table[name].cast(kind).combine_chunks().slice(1)])
+        return table.set_column(table.column_names.index(name), name, column)
+
+    changed(meds / file, beyond)
+    with pytest.raises(UserError, match=rf"{Path(file).name}: column '{name}' is .* with values beyond"):
+        prepared(meds, tmp_path / "out", repair=True)
+    assert not (tmp_path / "out").exists()
+
+
+def damaged(file: Path, column: str) -> None:
+    """Every page of a column overwritten; what the file tells of itself stays."""
+    told = pq.read_metadata(file).row_group(0)
+    [chunk] = [c for c in map(told.column, range(told.num_columns)) if c.path_in_schema.split(".")[0] == column]
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    content = bytearray(file.read_bytes())
+    content[begin : begin + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "column"),
+    [
+        (DATA, "subject_id"),
+        (OTHER, "code"),
+        (OTHER, "numeric_value"),
+        (LABELS, "boolean_value"),
+        ("metadata/codes.parquet", "code"),
+        (SPLITS, "split"),
+    ],
+)
+def test_a_damaged_page_gets_a_sentence(meds: Path, tmp_path: Path, file: str, column: str) -> None:
+    damaged(meds / file, column)
+    sentence = rf"{meds / file} is no readable Parquet file \(.*\): write it again"
+    for repair in (False, True):
+        with pytest.raises(UserError, match=sentence):
+            prepared(meds, tmp_path / "out", repair)
+        assert not (tmp_path / "out").exists()
+    if file == LABELS:
+        assert validation_lines(meds)[0]
+    else:
+        with pytest.raises(UserError, match=sentence):
+            validation_lines(meds)
+
+
+def test_codes_that_are_no_text_get_a_sentence(meds: Path, tmp_path: Path) -> None:
+    """A flipped bit leaves a page readable; the text may be none."""
+
+    def flipped(table: pa.Table) -> pa.Table:
+        length, raw = len(table), pa.array([b"\xff\xfe"] * len(table))
+        return table.set_column(2, "code", pa.Array.from_buffers(pa.string(), length, raw.buffers()))
+
+    changed(meds / DATA, flipped)
+    for repair in (False, True):
+        with pytest.raises(UserError, match=r"a/0\.parquet is no readable Parquet file \(.*UTF8"):
+            prepared(meds, tmp_path / "out", repair)
+
+
+def test_a_column_name_that_is_no_text_gets_a_sentence(meds: Path) -> None:
+    file = meds / "metadata" / "codes.parquet"
+    pq.write_table(pq.read_table(file).append_column("remark", pa.array([""] * pq.read_metadata(file).num_rows)), file)
+    file.write_bytes(file.read_bytes().replace(b"remark", b"rem\xb5rk"))
+    with pytest.raises(UserError, match=r"codes\.parquet is no readable Parquet file"):
+        validation_lines(meds)
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.uint64(), pa.int16()])
+def test_splits_of_any_integers_and_texts(
+    meds: Path, tmp_path: Path, undisturbed: StageDirectory, kind: pa.DataType
+) -> None:
+    changed(meds / SPLITS, cast("subject_id", kind))
+    changed(meds / SPLITS, cast("split", pa.dictionary(pa.int32(), pa.large_string())))
+    assert records(prepared(meds, tmp_path / "out")) == records(undisturbed)
+
+
+def test_a_column_of_codes_twice_gets_a_sentence(meds: Path) -> None:
+    codes = pq.read_table(meds / "metadata" / "codes.parquet")
+    for name in ("code", "description", "parent_codes"):
+        column = codes["code"]
+        named = {"code": "code"} if name == "code" else {"code": "code", "other": name}
+        twice = pa.table([column] * (len(named) + 1), [*named.values(), name])
+        pq.write_table(twice, meds / "metadata" / "codes.parquet")
+        with pytest.raises(UserError, match=rf"codes\.parquet has the column '{name}' 2 times: keep one"):
+            validation_lines(meds)
+
+
+def test_labels_of_wrong_types_are_told_without_naming_a_data_set(meds: Path, tmp_path: Path) -> None:
+    changed(meds / LABELS, cast("subject_id", pa.int32()))
+    with pytest.raises(UserError, match=r"0\.parquet: column 'subject_id' is int32, not int64.*--repair") as told:
+        prepared(meds, tmp_path / "out")
+    assert "whenwhy validate" not in str(told.value)
+
+
+def test_a_data_set_may_have_a_column_of_the_name_that_mended_copies_use(
+    meds: Path, tmp_path: Path, undisturbed: StageDirectory
+) -> None:
+    for name in (DATA, OTHER):
+        changed(meds / name, lambda t: t.append_column(event_scan.SOURCE, pa.array(range(t.num_rows))))
+    for repair in (False, True):
+        stage = prepared(meds, tmp_path / f"out-{repair}", repair)
+        for shard in undisturbed.shards:
+            assert stage.read(shard, TABLE).equals(undisturbed.read(shard, TABLE))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from whenwhy.attribution.attribute_shards import PREDICTION_ROWS, ROWS
 from whenwhy.errors import UserError
+from whenwhy.events.parquet_files import parquet_files
 from whenwhy.events.sequence_directory import TABLE
 from whenwhy.shards import StageDirectory, alone, fsync
 from whenwhy.statistics import aggregate_cells
@@ -107,7 +108,7 @@ def _meds_files(path: Path) -> list[Path]:
         # A link's own target is rewritten, so that the patient leaves that too.
         file.resolve()
         for part in ("data", "labels", "metadata", "truth")
-        for file in sorted((path / part).rglob("*.parquet"))
+        for file in parquet_files(path / part)
     ]
     return [file for file in files if "subject_id" in pq.read_schema(file).names]
 

@@ -22,6 +22,7 @@ from whenwhy.events.cohort import Cohort
 from whenwhy.events.feature_values import NO_FEATURES, packed
 from whenwhy.events.findings import INCOMPLETE, NOT_FINITE, OUT_OF_ORDER, REPEATED, SCATTERED
 from whenwhy.events.meds_dataset import EVENT_COLUMNS
+from whenwhy.events.parquet_files import reading
 from whenwhy.events.sorted_numbers import distinct
 
 #: Rows a worker holds at a time, and rows of a chunk, about.
@@ -87,21 +88,31 @@ class ScanChunk:
         def one_chunk(key: str) -> int:
             chunk = self.chunks[int(key.rpartition("-")[2])]
             scan = _Scan(cohort, Path(self.scratch) / key, set(self.left_out), self.strata)
-            for table in whole_subjects(Path(self.files[chunk.file]), chunk):
+            file = Path(self.files[chunk.file])
+            # The mended copy lies in scratch; in a data set's own files a column of this name says nothing.
+            for table in whole_subjects(file, chunk, with_source=file.parent == Path(self.scratch)):
                 scan.take(table)
             return scan.finish(chunk.file)
 
         return one_chunk
 
 
-def whole_subjects(file: Path, chunk: Chunk) -> Iterator[pa.Table]:
+def whole_subjects(file: Path, chunk: Chunk, with_source: bool = False) -> Iterator[pa.Table]:
     """Tables of whole runs of subjects: a run belongs to the chunk in which it begins.
 
-    Columns: subject_id, time, code (dictionary), numeric_value, and SOURCE where the file has it.
+    Columns: subject_id, time, code (dictionary), numeric_value, and SOURCE if it is asked for.
+
+    Raises:
+        UserError: a part of the file cannot be read.
     """
+    with reading(file):
+        yield from _whole_subjects(file, chunk, [*EVENT_COLUMNS, *([SOURCE] if with_source else [])])
+
+
+def _whole_subjects(file: Path, chunk: Chunk, wanted: Sequence[str]) -> Iterator[pa.Table]:
     names = pq.read_schema(file).names
-    columns = [name for name in (*EVENT_COLUMNS, SOURCE) if name in names]
-    parquet = pq.ParquetFile(file, read_dictionary=[name for name in ("code", SOURCE) if name in names])
+    columns = [name for name in wanted if name in names]
+    parquet = pq.ParquetFile(file, read_dictionary=[name for name in ("code", SOURCE) if name in columns])
     groups = range(parquet.num_row_groups)
     previous: int | None = None
     for group in reversed(groups[: chunk.begin]):
@@ -116,6 +127,7 @@ def whole_subjects(file: Path, chunk: Chunk) -> Iterator[pa.Table]:
     read = 0
     for batch in parquet.iter_batches(ROWS_AT_ONCE, groups[chunk.begin :], columns):
         table = pa.Table.from_batches([batch])
+        table["code"].validate(full=True)  # a damaged page may give indexes beyond the codes, or no UTF-8
         first = read
         read += table.num_rows
         subject = table["subject_id"].to_numpy(zero_copy_only=False)

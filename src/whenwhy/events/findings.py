@@ -56,8 +56,12 @@ def found(file: str, what: str, count: int) -> Finding:
     return Finding(file, what, count, REPAIRS.get(what), what in REFUSED)
 
 
-def require_sound(findings: Iterable[Finding], path: object) -> None:
-    """Raises `UserError` if a finding is refused: one sentence that names the first ones and what to do."""
+def require_sound(findings: Iterable[Finding], path: object, whole: bool = True) -> None:
+    """Raises `UserError` if a finding is refused: one sentence that names the first ones and what to do.
+
+    Args:
+        whole: `path` is a whole data set, of which `whenwhy validate` lists everything.
+    """
     refused = [finding for finding in findings if finding.refused]
     if not refused:
         return
@@ -67,9 +71,8 @@ def require_sound(findings: Iterable[Finding], path: object) -> None:
         what_to_do = "convert it to MEDS 0.4 again"
     else:
         what_to_do = "mend it, or add --repair to work on a mended copy"
-    raise UserError(
-        f"{path} is not as MEDS 0.4 asks ({named}{more}): {what_to_do} (`whenwhy validate {path}` lists everything)."
-    )
+    listed = f" (`whenwhy validate {path}` lists everything)" if whole else ""
+    raise UserError(f"{path} is not as MEDS 0.4 asks ({named}{more}): {what_to_do}{listed}.")
 
 
 def as_rows(findings: Sequence[Finding]) -> list[dict[str, object]]:

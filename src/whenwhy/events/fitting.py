@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from whenwhy.events.feature_values import (
     numbers_of,
 )
 from whenwhy.events.out_of_core import connect, literal, within
+from whenwhy.events.parquet_files import first_line
 from whenwhy.schema import FEATURE_VALUES, RECORDED
 
 
@@ -130,30 +133,52 @@ def foreign_rows(vocabulary: pa.Table, codes: pa.Table) -> list[Row]:
 def read_cut_offs(file: Path) -> dict[str, list[float]]:
     """Inner edges by code, as float32, from a YAML file: `creatinine: [0.7, 1.3]`.
 
+    A code is taken as it is written: 0371 stays four digits, `on` stays a word.
+
     Raises:
         UserError: no such file, or no such form.
     """
     try:
-        told = yaml.safe_load(file.read_text())
+        told = _written_pairs(file.read_text())
     except FileNotFoundError:
         raise UserError(f"{file} does not exist: name a YAML file such as 'creatinine: [0.7, 1.3]'.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file} is no YAML ({str(error).splitlines()[0]}): write lines such as 'hdl: [40, 60]'."
-        ) from None
-    if not isinstance(told, dict) or not told:
+    # PyYAML lets pass what Python says of a number or date that it cannot make, and of nesting without end.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{file} is no YAML ({first_line(error)}): write lines such as 'hdl: [40, 60]'.") from None
+    if not told:
         raise UserError(f"{file} names no cut-offs: write lines such as 'creatinine: [0.7, 1.3]'.")
-    cut_offs = {}
-    for code, cuts in told.items():
+    largest = float(np.finfo(np.float32).max)
+    cut_offs: dict[str, list[float]] = {}
+    for code, cuts in told:
+        if code in cut_offs:
+            raise UserError(f"{file} has cut-offs of '{code}' more than once: keep one.")
         numbers = cuts if isinstance(cuts, list) else [cuts]
         good = numbers and all(
-            isinstance(n, int | float) and not isinstance(n, bool) and np.isfinite(n) for n in numbers
+            isinstance(n, int | float) and not isinstance(n, bool) and -largest <= n <= largest for n in numbers
         )
         edges = [float(np.float32(n)) for n in numbers] if good else []
         if not good or sorted(set(edges)) != edges:
-            raise UserError(f"{file}: the cut-offs of '{code}' are {cuts}: give ascending numbers, each once.")
-        cut_offs[str(code)] = edges
+            raise UserError(
+                f"{file}: the cut-offs of '{code}' are {reprlib.repr(cuts)}: give ascending numbers, each once, "
+                "that differ and are finite as float32."
+            )
+        cut_offs[code] = edges
     return cut_offs
+
+
+def _written_pairs(text: str) -> list[tuple[str, Any]]:
+    """The keys of a YAML mapping as they are written, with their values; none where the text is no mapping."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            return []
+        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+            raise yaml.YAMLError("a key is no word")
+        # By hand, because a dict would keep the last alone of keys that are written twice.
+        return [(str(key.value), loader.construct_object(value, deep=True)) for key, value in node.value]
+    finally:
+        loader.dispose()
 
 
 def require_codes(names: Sequence[str], known: Sequence[str], where: object) -> None:

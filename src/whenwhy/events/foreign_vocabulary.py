@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from whenwhy.errors import UserError
+from whenwhy.events.parquet_files import first_line
 
 #: One row an index of the model's first layer, ascending and without gaps.
 FOREIGN_VOCABULARY = pa.schema(
@@ -25,6 +28,8 @@ FOREIGN_VOCABULARY = pa.schema(
         ("stream", pa.string()),  # the feature key, where each key has a vocabulary of its own
     ]
 )
+
+FLOAT32_MAXIMUM = float(np.finfo(np.float32).max)
 
 #: What stands at index 0 where a vocabulary begins at 1: no event has this code.
 PADDING = "<pad>"
@@ -50,11 +55,14 @@ def foreign_vocabulary(path: Path) -> pa.Table:
         >>> foreign_vocabulary(path).select(["index", "code", "stream"]).to_pylist()[2:]
         [{'index': 2, 'code': 'drugs <pad>', 'stream': 'drugs'}, {'index': 3, 'code': 'C09', 'stream': 'drugs'}]
     """
-    if path.suffix == ".json":
+    if not path.is_file():
+        raise UserError(f"{path} is no file: name the model's vocabulary, a .csv, .json or .parquet file.")
+    kind = path.suffix.lower()
+    if kind == ".json":
         told = _json(path)
         keyed = isinstance(told, dict) and bool(told) and all(isinstance(value, dict) for value in told.values())
         rows = _of_keys(told, path) if keyed else _without_gaps(_of_codes(told, path), str(path))
-    elif path.suffix in (".csv", ".parquet"):
+    elif kind in (".csv", ".parquet"):
         rows = _without_gaps(_of_columns(path), str(path))
     else:
         raise UserError(f"{path} is no vocabulary: give a .csv, .json or .parquet file with index and code.")
@@ -74,20 +82,40 @@ def stream_sizes(vocabulary: pa.Table) -> dict[str, int]:
 
 
 def _json(path: Path) -> Any:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # JSON itself would keep the last alone, and the model's index of the others would be another code's.
+        told = dict(pairs)
+        if len(told) < len(pairs):
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise UserError(f"{path} names {twice!r} more than once: keep one.")
+        return told
+
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=without_repeats)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): mend the file.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep: write {{code: index}} or {{key: {{code: index}}}}.") from None
 
 
 def _row(index: Any, code: Any, where: str, low: Any = None, high: Any = None) -> dict[str, Any]:
     """One row, its types checked."""
-    whole = isinstance(index, int | float) and not isinstance(index, bool) and float(index).is_integer()
-    if not whole or index < 0:
+    # An index of more digits than a float holds is an int, and whole.
+    whole = isinstance(index, int) or (isinstance(index, float) and index.is_integer())
+    if not whole or isinstance(index, bool) or index < 0:
         raise UserError(f"{where}: the code '{code}' has the index {index!r}: an index is a whole number from 0.")
     if not isinstance(code, str) or not code:
         raise UserError(f"{where}: index {index} has no code: give every index a code.")
+    _require_text(code, where)
     return {"index": int(index), "code": code, "low": low, "high": high, "stream": None}
+
+
+def _require_text(name: str, where: str) -> None:
+    """JSON may tell half a character, which no table holds."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {name!r} holds half a character (a lone surrogate): mend that name.") from None
 
 
 def _of_codes(told: Any, path: Path) -> list[dict[str, Any]]:
@@ -103,6 +131,7 @@ def _of_keys(told: Mapping[str, Mapping[str, Any]], path: Path) -> list[dict[str
     rows: list[dict[str, Any]] = []
     key_of: dict[str, str] = {}
     for key, codes in told.items():
+        _require_text(key, str(path))
         own = _without_gaps([_row(index, code, f"{path}, {key}") for code, index in codes.items()], f"{path}, {key}")
         offset = len(rows)
         for row in own:
@@ -119,18 +148,23 @@ def _of_keys(told: Mapping[str, Mapping[str, Any]], path: Path) -> list[dict[str
 
 def _of_columns(path: Path) -> list[dict[str, Any]]:
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             texts = pa.csv.ConvertOptions(column_types={"code": pa.string()}, strings_can_be_null=False)
             table = pa.csv.read_csv(path, convert_options=texts)
         else:
-            table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} cannot be read as a table ({str(error).splitlines()[0]}): mend the file.") from None
+            table = pq.ParquetFile(path).read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a table ({first_line(error)}): mend the file.") from None
+    columns = [name for name in ("index", "code", "low", "high") if name in table.column_names]
+    for name in columns:
+        if table.column_names.count(name) > 1:
+            raise UserError(f"{path} has the column '{name}' {table.column_names.count(name)} times: keep one.")
     missing = [name for name in ("index", "code") if name not in table.column_names]
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}': a vocabulary has index, code and, if binned, low, high.")
     rows = []
-    for told in table.to_pylist():
+    for told in table.select(columns).to_pylist():
         low, high = (_bound(told.get(name), name, told["code"], path) for name in ("low", "high"))
         if (low is None) != (high is None):  # one end is open
             low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
@@ -145,7 +179,10 @@ def _bound(told: Any, name: str, code: Any, path: Path) -> float | None:
         number = float(told)
     except (TypeError, ValueError):
         raise UserError(f"{path}: the code '{code}' has {name} = {told!r}: give a number, or nothing.") from None
-    return None if math.isnan(number) else number
+    if math.isnan(number):
+        return None
+    # Numbers are float32: a bound beyond them is the same as none.
+    return number if abs(number) <= FLOAT32_MAXIMUM else math.copysign(math.inf, number)
 
 
 def _without_gaps(rows: Iterable[dict[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -180,8 +217,12 @@ def _check_ranges(rows: Iterable[dict[str, Any]], path: Path) -> None:
             )
         ranges = sorted((row for row in same if row["low"] is not None), key=lambda row: row["low"])
         for row in ranges:
-            if not row["low"] < row["high"]:
-                raise UserError(f"{path}: index {row['index']} ('{code}') has low {row['low']} not below its high.")
+            if not np.float32(row["low"]) < np.float32(row["high"]):
+                rounded = " as float32, which numbers are" if row["low"] < row["high"] else ""
+                raise UserError(
+                    f"{path}: index {row['index']} ('{code}') has low {row['low']} not below its high "
+                    f"{row['high']}{rounded}: mend low and high."
+                )
         for row, after in pairwise(ranges):
             if after["low"] < row["high"]:
                 raise UserError(

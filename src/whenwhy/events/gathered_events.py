@@ -33,6 +33,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class _Opened:
+    """A scratch file mapped into memory: patient, time, code, value [event]; shards' offsets; codes' positions."""
+
+    columns: list[np.ndarray]
+    offsets: np.ndarray
+    place: np.ndarray
+    source: pa.ChunkedArray | None
+
+
+@dataclass(frozen=True)
 class GatherShard:
     """The engine's task: the events of one shard's patients, in order, in SHARD.arrow; counts in SHARD.npz.
 
@@ -63,40 +73,41 @@ class GatherShard:
         of_strata = np.array([name in self.strata for name in names], dtype=bool)
 
         @lru_cache(maxsize=256)
-        def opened(file: str) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-            part = pa.ipc.open_file(pa.memory_map(file)).read_all()
+        def opened(file: str) -> _Opened:
+            part = pa.ipc.open_file(pa.memory_map(file)).read_all().combine_chunks()
             told = part.schema.metadata
             # A file may name codes of other patients alone, which no kept event has.
             place = [position.get(code, -1) for code in json.loads(told[b"codes"])]
-            return part, np.frombuffer(told[b"offsets"], "<i8"), np.array(place, dtype=np.int32)
+            columns = [part[name].to_numpy() for name in ("patient", "time", "code", "value")]
+            source = part[SOURCE] if SOURCE in part.column_names else None
+            return _Opened(columns, np.frombuffer(told[b"offsets"], "<i8"), np.array(place, dtype=np.int32), source)
 
         def one_shard(key: str) -> int:
             number = int(key.rpartition("-")[2])
             patients = cohort.patients_of(number)
-            columns: dict[str, list[np.ndarray]] = {name: [] for name in ("patient", "time", "code", "value")}
+            slices: list[list[np.ndarray]] = [
+                [np.array([], kind)] for kind in (np.int32, np.int64, np.int32, np.float32)
+            ]
             sources = np.full(len(patients), "", dtype=object)
             for part in self.parts:
-                whole, offsets, place = opened(part.file)
-                table = whole.slice(offsets[number], offsets[number + 1] - offsets[number])
-                if not table.num_rows:
+                whole = opened(part.file)
+                begin, end = whole.offsets[number], whole.offsets[number + 1]
+                if begin == end:
                     continue
-                patient = np.searchsorted(patients, table["patient"].to_numpy())
-                if SOURCE in table.column_names:
-                    # A subject of several files comes from the first of those that predictions may know.
-                    told = pa.table({"patient": patient, "source": table[SOURCE].cast(pa.string())})
-                    for row in told.group_by("patient").aggregate([("source", "min")]).to_pylist():
-                        before = sources[row["patient"]]
-                        sources[row["patient"]] = min(before or row["source_min"], row["source_min"])
+                who, time, code, value = (column[begin:end] for column in whole.columns)
+                for held, column in zip(slices, (who, time, whole.place[code], value), strict=True):
+                    held.append(column)
+                # Runs of one patient are together in a slice.
+                here = np.searchsorted(patients, who[np.append(True, who[1:] != who[:-1])])
+                if whole.source is None:
+                    sources[here] = part.source
                 else:
-                    sources[patient] = part.source
-                columns["patient"].append(patient)
-                columns["time"].append(table["time"].to_numpy())
-                columns["code"].append(place[table["code"].to_numpy()])
-                columns["value"].append(table["value"].to_numpy())
-            patient, time, code, value = (
-                np.concatenate([np.array([], kind), *arrays])
-                for arrays, kind in zip(columns.values(), (np.int64, np.int64, np.int32, np.float32), strict=True)
-            )
+                    # A subject of several files comes from the first of those that predictions may know.
+                    rows = zip(np.searchsorted(patients, who), whole.source[begin:end].to_pylist(), strict=True)
+                    for at, source in set(rows):
+                        sources[at] = min(sources[at] or source, source)
+            who, time, code, value = (np.concatenate(held) for held in slices)
+            patient = np.searchsorted(patients, who)
             ids = np.where(left_out[code], -1, lookup.ids(code, value)).astype(np.int32)
             order = _order(patient, time, ids, value)
             patient, time, code, value, ids = (column[order] for column in (patient, time, code, value, ids))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,10 @@ import meds
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from whenwhy.errors import UserError
 from whenwhy.events.findings import Finding, require_sound
+from whenwhy.events.parquet_files import converted, parquet_files, read_columns, read_schema
 from whenwhy.schema import HELD_OUT, SPLITS, TRAIN, TUNING
 from whenwhy.shards import Json, canonical, content_sha256
 
@@ -24,6 +25,9 @@ EVENT_COLUMNS = {
     "code": pa.string(),
     "numeric_value": pa.float32(),
 }
+#: Columns that may be missing in every row, which other tools write as the type null.
+MAY_BE_EMPTY = ("time", "numeric_value")
+
 LABEL_COLUMNS = {"subject_id": pa.int64(), "prediction_time": pa.timestamp("us"), "boolean_value": pa.bool_()}
 
 #: The type of outcome that cannot be explained yet, and why, by MEDS label column.
@@ -64,7 +68,7 @@ class MedsDataset:
 
     def as_input(self) -> Json:
         """What a stage records of this data set: a hash over every file that was read."""
-        read = [*self.files, *(f for f in (self.path / "metadata").glob("*.parquet"))]
+        read = [*self.files, *parquet_files(self.path / "metadata")]
         contents = {str(file.relative_to(self.path)): content_sha256(file) for file in sorted(read)}
         return {"path": str(self.path.resolve()), "sha256": hashlib.sha256(canonical(contents)).hexdigest()}
 
@@ -83,24 +87,16 @@ def open_meds(path: Path) -> MedsDataset:
     """
     if not path.is_dir():
         raise UserError(f"{path} does not exist: name the folder of a MEDS data set, or make one by `whenwhy import`.")
-    files = tuple(sorted((path / "data").rglob("*.parquet")))
+    files = tuple(parquet_files(path / "data"))
     if not files:
         raise UserError(f"{path} is no MEDS data set: there is no Parquet file below {path / 'data'}.")
     findings = []
     for file in files:
-        findings += _type_findings(file, path, EVENT_COLUMNS, optional={"numeric_value"})
+        findings += _type_findings(file, path, EVENT_COLUMNS, optional=("numeric_value",), empty=MAY_BE_EMPTY)
     if not (path / meds.dataset_metadata_filepath).exists():
         findings.append(Finding(str(meds.dataset_metadata_filepath), "is missing, though MEDS 0.4 asks for it"))
-    splits_file = path / meds.subject_splits_filepath
-    splits = None
-    if splits_file.exists():
-        _type_findings(splits_file, path, {"subject_id": pa.int64(), "split": pa.string()}, convert=False)
-        splits = pq.read_table(splits_file, columns=["subject_id", "split"])
-        strange = {str(name) for name in pc.unique(splits["split"]).to_pylist()} - set(SPLITS)
-        if strange:
-            raise UserError(f"{splits_file} has the split '{min(strange)}': use {', '.join(SPLITS)}.")
-        splits = splits.set_column(1, "split", splits["split"].cast(pa.string()))
-    return MedsDataset(path, files, _read_codes(path / meds.code_metadata_filepath), splits, tuple(findings))
+    codes, splits = _read_codes(path / meds.code_metadata_filepath), _read_splits(path / meds.subject_splits_filepath)
+    return MedsDataset(path, files, codes, splits, tuple(findings))
 
 
 def sound_types(dataset: MedsDataset) -> MedsDataset:
@@ -125,20 +121,19 @@ def read_labels(path: Path, repair: bool = False) -> pa.Table:
 
     Example: `read_labels(Path("demo/meds/labels/death_within_five_years"))`
     """
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = parquet_files(path) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise UserError(f"{path} has no labels: name a MEDS label file (Parquet) or a folder of them.")
     tables = []
     for file in files:
-        names = _read_schema(file).names
+        names = read_schema(file).names
         for column, outcome in UNSUPPORTED_OUTCOMES.items():
             if column in names and "boolean_value" not in names:
                 raise UserError(f"{file} has {column}: {outcome} is not supported yet; give a yes/no boolean_value.")
         findings = _type_findings(file, file.parent, LABEL_COLUMNS)
         if not repair:
-            require_sound(findings, file.parent)
-        table = pq.read_table(file, columns=list(LABEL_COLUMNS))
-        tables.append(pa.table([converted(table[c], kind) for c, kind in LABEL_COLUMNS.items()], list(LABEL_COLUMNS)))
+            require_sound(findings, file.parent, whole=False)
+        tables.append(_as_wanted(file, LABEL_COLUMNS))
     table = pa.concat_tables(tables)
     if repair:
         table = table.group_by(table.column_names).aggregate([])
@@ -184,18 +179,32 @@ def split_patients(dataset: MedsDataset, subjects: np.ndarray) -> pa.Table:
     return wanted
 
 
-def converted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """The column as `kind`: times with a zone as UTC, times finer than a microsecond cut, numbers rounded."""
-    if column.type == kind:
-        return column
-    return column.cast(kind, safe=False)
+def _as_wanted(file: Path, wanted: dict[str, pa.DataType]) -> pa.Table:
+    """These columns of a file, which `_type_findings` has seen, in these types."""
+    table = read_columns(file, list(wanted))
+    return pa.table({name: converted(table, name, kind, file) for name, kind in wanted.items()})
+
+
+def _read_splits(file: Path) -> pa.Table | None:
+    if not file.exists():
+        return None
+    wanted = {"subject_id": pa.int64(), "split": pa.string()}
+    _type_findings(file, file.parent, wanted)
+    splits = _as_wanted(file, wanted)
+    strange = {str(name) for name in pc.unique(splits["split"]).to_pylist()} - set(SPLITS)
+    if strange:
+        raise UserError(f"{file} has the split '{min(strange)}': use {', '.join(SPLITS)}.")
+    return splits
 
 
 def _read_codes(file: Path) -> pa.Table | None:
     if not file.exists():
         return None
-    _type_findings(file, file.parent, {"code": pa.string()}, convert=False)
-    table = pq.read_table(file)
+    _type_findings(file, file.parent, {"code": pa.string()})
+    schema, wanted = read_schema(file), ("code", "description", "unit", "parent_codes")
+    for name in wanted:
+        _require_single(file, schema, name)
+    table = read_columns(file, [name for name in wanted if name in schema.names])
     count = table.num_rows
 
     def column(name: str, kind: pa.DataType) -> pa.Array:
@@ -224,36 +233,45 @@ _NO_CODES = pa.table(
 )
 
 
-def _read_schema(file: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is no readable Parquet file ({str(error).splitlines()[0]}): write it again.") from None
+def _require_single(file: Path, schema: pa.Schema, name: str) -> None:
+    if schema.names.count(name) > 1:
+        raise UserError(f"{file} has the column '{name}' {schema.names.count(name)} times: keep one.")
 
 
 def _type_findings(
-    file: Path, below: Path, wanted: dict[str, pa.DataType], optional: set[str] | None = None, convert: bool = True
+    file: Path,
+    below: Path,
+    wanted: dict[str, pa.DataType],
+    optional: Collection[str] = (),
+    empty: Collection[str] = (),
 ) -> list[Finding]:
     """The columns that are of another type than MEDS 0.4 asks, but can be converted.
 
+    Args:
+        optional: columns that the file need not have.
+        empty: columns that may be of the type null.
+
     Raises:
-        UserError: a column is missing, or cannot be converted (or `convert` is false).
+        UserError: a column is missing, or cannot be converted.
     """
-    schema = _read_schema(file)
+    schema = read_schema(file)
     findings = []
     for name, kind in wanted.items():
         if name not in schema.names:
-            if name in (optional or set()):
+            if name in optional:
                 continue
             raise UserError(f"{file} has no column '{name}' (it has {', '.join(schema.names)}): MEDS 0.4 asks for it.")
-        if schema.names.count(name) > 1:
-            raise UserError(f"{file} has the column '{name}' {schema.names.count(name)} times: keep one.")
+        _require_single(file, schema, name)
         found = schema.field(name).type
         if pa.types.is_dictionary(found):
             found = found.value_type
-        if found == kind or (pa.types.is_string(kind) and _is_text(found)):
+        if (
+            found == kind
+            or (pa.types.is_string(kind) and _is_text(found))
+            or (pa.types.is_null(found) and name in empty)
+        ):
             continue
-        if not convert or not _convertible(found, kind):
+        if not _convertible(found, kind):
             raise UserError(f"{file}: column '{name}' is {found}, not {kind} as MEDS 0.4 asks: convert it.")
         what = f"column '{name}' is {found}, not {kind}"
         findings.append(Finding(str(file.relative_to(below)), what, None, "converted", True))

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whenwhy.events.event_scan import ROWS_AT_ONCE, SOURCE
-from whenwhy.events.meds_dataset import EVENT_COLUMNS, MedsDataset, converted
+from whenwhy.events.meds_dataset import EVENT_COLUMNS, MedsDataset
 from whenwhy.events.out_of_core import connect, literal, within
+from whenwhy.events.parquet_files import converted, read_pieces
 
 
 def repaired(dataset: MedsDataset, scratch: Path, memory_limit: str) -> MedsDataset:
@@ -42,12 +43,11 @@ def _converted_copy(dataset: MedsDataset, number: int, scratch: Path) -> Path:
     """One file with the four columns in MEDS types, and its shard's name."""
     copy = scratch / f"converted-{number:05d}.parquet"
     schema = pa.schema([*EVENT_COLUMNS.items(), (SOURCE, pa.string())])
-    file = pq.ParquetFile(dataset.files[number])
+    file = dataset.files[number]
     with pq.ParquetWriter(copy, schema) as out:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(EVENT_COLUMNS)):
-            table = pa.Table.from_batches([batch])
+        for table in read_pieces(file, list(EVENT_COLUMNS), ROWS_AT_ONCE):
             columns = [
-                converted(table[name], kind) if name in table.column_names else pa.nulls(table.num_rows, kind)
+                converted(table, name, kind, file) if name in table.column_names else pa.nulls(table.num_rows, kind)
                 for name, kind in EVENT_COLUMNS.items()
             ]
             source = pa.array([dataset.names[number]] * table.num_rows, pa.string())
