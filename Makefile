@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo serve test lint chromium clean
+.PHONY: help demo serve test test-full lint chromium clean
 
 help:  ## What there is.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -18,6 +18,9 @@ serve: $(VENV)/demo.installed  ## The same, then the dashboard.
 
 test: lint chromium  ## Lint, types, import layers, tests.
 	$(BIN)/python -m pytest
+
+test-full: lint chromium  ## The same, and the suites that take long: figures on real cohorts, small benchmarks.
+	$(BIN)/python -m pytest -m "full or not full"
 
 lint: $(VENV)/test.installed  ## Lint, types and import layers alone.
 	$(BIN)/ruff check .

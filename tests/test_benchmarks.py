@@ -1,0 +1,23 @@
+"""The benchmarks run, at their small size, and say every figure: not whether it is fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).parent / "benchmarks" / "run.py"
+KEYS = {"ingest": {"prepare_vs_duckdb", "reader_vs_gru", "memory_growth", "synthetic_events_per_second"}}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", KEYS)
+def test_a_small_benchmark_says_every_figure(name: str) -> None:
+    told = subprocess.run([sys.executable, str(RUN), name, "--small"], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr[-2000:]
+    figures = json.loads(told.stdout.splitlines()[-1])
+    assert KEYS[name] <= set(figures)
+    assert all(figures[key] is not None and figures[key] > 0 for key in KEYS[name])
