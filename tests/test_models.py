@@ -15,7 +15,7 @@ from whenwhy.attribution import attribute
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC, Sequences
 from whenwhy.models.architectures import ARCHITECTURES, model_arguments
-from whenwhy.models.bag_classifier import BagClassifier, Classifier
+from whenwhy.models.bag_classifier import Classifier
 from whenwhy.models.retain import Retain
 from whenwhy.models.sequence_model import Embedded
 from whenwhy.schema import SEQUENCES
