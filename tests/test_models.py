@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,20 @@ import pyarrow as pa
 import pytest
 import torch
 
-from replicas.recurrent import recurrent_score, retain_score
+from replicas.recurrent import ensemble_score, recurrent_score, retain_score
 from whenwhy.attribution import attribute
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC, Sequences
 from whenwhy.models.architectures import ARCHITECTURES, model_arguments
-from whenwhy.models.bag_classifier import BagClassifier
+from whenwhy.models.bag_classifier import Classifier
 from whenwhy.models.retain import Retain
 from whenwhy.models.sequence_model import Embedded
 from whenwhy.schema import SEQUENCES
 
 SIZE, HIDDEN = 20, 5
+CELL = {"gru": "gru", "gru_attention": "gru", "lstm": "lstm"}
 
-#: Every architecture, pooling, depth and direction.
+#: Every architecture, pooling, depth and direction, and ensembles.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f"{name}-{pooling}-{layers}{'-bidirectional' if both else ''}": (
         name,
@@ -32,11 +34,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     for layers in (1, 2)
     for both in (False, True)
 } | {f"retain-{layers}": ("retain", {"layers": layers}) for layers in (1, 2)}
+MODELS |= {
+    f"{name}-members": (MODELS[name][0], MODELS[name][1] | {"members": 3})
+    for name in ("gru-mean-1", "lstm-last-1-bidirectional", "retain-1")
+}
 CAUSAL = [name for name in MODELS if "bidirectional" not in name and "retain" not in name]
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
-def model_of(name: str, scale: float = 0.7) -> BagClassifier:
+def model_of(name: str, scale: float = 0.7) -> Classifier:
     """A model in float64 whose every parameter matters."""
     architecture, options = MODELS[name]
     torch.manual_seed(3)
@@ -66,7 +72,7 @@ def records() -> Sequences:
     return Sequences(pa.Table.from_pylist(rows, schema=SEQUENCES))
 
 
-def embedded_of(model: BagClassifier, sequences: Sequences) -> tuple[Embedded, torch.Tensor]:
+def embedded_of(model: Classifier, sequences: Sequences) -> tuple[Embedded, torch.Tensor]:
     batch = sequences.batch(np.arange(len(sequences)))
     with torch.no_grad():
         return model.embed(batch), batch.lengths
@@ -87,11 +93,14 @@ def test_a_model_equals_its_replica(name: str) -> None:
     parameters = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
     score = model.score(*embedded_of(model, sequences)).detach().numpy()
     for row, record in enumerate(sequences.table.to_pylist()):
-        if architecture == "retain":
-            expected = retain_score(parameters, *multi_hot(record), layers=options["layers"])
-        else:
-            cell = "lstm" if architecture == "lstm" else "gru"
-            expected = recurrent_score(parameters, *multi_hot(record), cell=cell, **options)
+        inputs, of_one = multi_hot(record), {key: value for key, value in options.items() if key != "members"}
+        replica = (
+            partial(retain_score, events=inputs[0], static=inputs[1], **of_one)
+            if architecture == "retain"
+            else partial(recurrent_score, events=inputs[0], static=inputs[1], cell=CELL[architecture], **of_one)
+        )
+        members = options.get("members", 1)
+        expected = ensemble_score(parameters, members, replica) if members > 1 else replica(parameters)
         assert score[row] == pytest.approx(expected, abs=1e-10)
     assert len(set(np.round(score, 6))) == len(score)  # the records are told apart
 
@@ -101,7 +110,7 @@ def test_padding_changes_nothing(name: str) -> None:
     model = model_of(name)
     embedded, lengths = embedded_of(model, records())
     n_steps = embedded[EVENTS].shape[1]
-    wider = torch.randn(len(lengths), n_steps + 4, HIDDEN, dtype=torch.float64) * 9
+    wider = torch.randn(len(lengths), n_steps + 4, embedded[EVENTS].shape[2], dtype=torch.float64) * 9
     true = torch.arange(n_steps) < lengths[:, None]
     wider[:, :n_steps][true] = embedded[EVENTS][true]
     found = model.score({EVENTS: wider.requires_grad_(), STATIC: embedded[STATIC]}, lengths)
@@ -199,7 +208,22 @@ def test_retain_is_read_off_its_attention(layers: int) -> None:
     torch.testing.assert_close(logit, model.score(embedded, lengths), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gru-last-1", "retain-1"])
+def test_members_differ_and_learn_as_they_would_alone() -> None:
+    """A member's gradient is that of its own loss, whatever the others are."""
+    sequences = records()
+    batch = sequences.batch(np.arange(len(sequences)))
+    arguments = model_arguments("gru", vocabulary_size=SIZE, hidden=HIDDEN, members=2)
+    model = ARCHITECTURES["gru"](**arguments)
+    first, second = model.members
+    assert all(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    model.train()
+    first(batch).sum().backward()
+    assert all(parameter.grad is not None for parameter in first.parameters())
+    assert all(parameter.grad is None for parameter in second.parameters())
+    torch.testing.assert_close(model(batch), torch.stack([first(batch), second(batch)]).mean(0))
+
+
+@pytest.mark.parametrize("name", ["gru-last-1", "retain-1", "gru-mean-1-members"])
 def test_embeddings_are_linear_in_the_weights_and_dropped_in_training_alone(name: str) -> None:
     architecture, options = MODELS[name]
     arguments = model_arguments(architecture, vocabulary_size=SIZE, hidden=HIDDEN, input_dropout=0.5, **options)
@@ -210,8 +234,9 @@ def test_embeddings_are_linear_in_the_weights_and_dropped_in_training_alone(name
     for stream, tensor in model.embed(batch).items():
         torch.testing.assert_close(model.embed(batch, doubled)[stream], 2 * tensor)
     with torch.no_grad():
-        for table in model.tables.values():
-            table.fill_(1)  # an embedding is now its bag's weight
+        for member in model.members:
+            for table in member.tables.values():
+                table.fill_(1)  # an embedding is now its bag's weight
     whole = model.embed(batch)[EVENTS][..., 0]
     model.train()
     torch.manual_seed(0)
@@ -229,6 +254,7 @@ def test_embeddings_are_linear_in_the_weights_and_dropped_in_training_alone(name
         ("retain", {"pooling": "mean"}, "leave out --pooling"),
         ("retain", {"bidirectional": True}, "leave out --bidirectional"),
         ("gru", {"layers": 0}, "at least 1"),
+        ("gru", {"members": 0}, "1 member"),
         ("gru", {"dropout": 1.0}, "from 0 to below 1"),
     ],
 )

@@ -94,7 +94,8 @@ def test_another_seed_gives_another_model(small_run: SmallRun, tmp_path: Path) -
 
 
 KILLED = (
-    "--hidden", "24", "--layers", "2", "--input-dropout", "0.2", "--epochs", "40", "--patience", "40", "--inline"
+    "--hidden", "24", "--layers", "2", "--input-dropout", "0.2", "--members", "2",
+    "--epochs", "40", "--patience", "40", "--inline",
 )  # fmt: skip
 
 

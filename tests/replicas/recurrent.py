@@ -9,6 +9,7 @@ package; parameters come by their names in the checkpoint.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -110,3 +111,12 @@ def retain_score(p: Parameters, events: np.ndarray, static: np.ndarray, layers: 
         context = context + alpha * beta * value
     read = np.concatenate([context, static @ p["tables.static"]])
     return float(p["head.weight"][0] @ read + p["head.bias"][0])  # step 5
+
+
+def ensemble_score(p: Parameters, members: int, score: Callable[[Parameters], float]) -> float:
+    """The mean of what `score` says with each member's parameters."""
+    told = []
+    for member in range(members):
+        prefix = f"member.{member}."
+        told.append(score({name.removeprefix(prefix): p[name] for name in p if name.startswith(prefix)}))
+    return sum(told) / members

@@ -36,6 +36,7 @@ def train_command(
     input_dropout: Annotated[
         float, typer.Option(help="Share of the feature values that a record lacks, in training.")
     ] = 0.0,
+    members: Annotated[int, typer.Option(help="Models that learn apart; the score is the mean of theirs.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 3e-3,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-2,
     averaging: Annotated[
@@ -63,6 +64,7 @@ def train_command(
         pooling=pooling,
         dropout=dropout,
         input_dropout=input_dropout,
+        members=members,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         averaging=averaging,

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from whenwhy.errors import UserError, unknown_name
-from whenwhy.models.bag_classifier import BagClassifier
+from whenwhy.models.bag_classifier import BagClassifier, Classifier
+from whenwhy.models.ensemble import Ensemble
 from whenwhy.models.recurrent import ATTENTIONS, POOLINGS, RecurrentClassifier
 from whenwhy.models.retain import Retain
 from whenwhy.shards import Json
@@ -28,8 +29,9 @@ class Architecture:
     poolings: tuple[str, ...] = ()
     bidirectional: bool = False
 
-    def __call__(self, **arguments: Any) -> BagClassifier:
-        return self.model(**arguments)
+    def __call__(self, *, members: int = 1, **arguments: Any) -> Classifier:
+        one = partial(self.model, **arguments)
+        return Ensemble(one, members) if members > 1 else one()
 
 
 ARCHITECTURES = {
@@ -59,6 +61,7 @@ def model_arguments(
     pooling: str | None = None,
     dropout: float = 0.0,
     input_dropout: float = 0.0,
+    members: int = 1,
 ) -> Json:
     """What `ARCHITECTURES[name]` is called with: only what it takes, its own pooling where none is asked.
 
@@ -69,11 +72,11 @@ def model_arguments(
         >>> model_arguments("gru_attention", vocabulary_size=8, hidden=4)["pooling"]
         'additive'
         >>> sorted(model_arguments("retain", vocabulary_size=8, hidden=4))
-        ['dropout', 'hidden', 'input_dropout', 'layers', 'vocabulary_size']
+        ['dropout', 'hidden', 'input_dropout', 'layers', 'members', 'vocabulary_size']
     """
     architecture = architecture_named(name)
-    if hidden < 1 or layers < 1:
-        raise UserError("A model needs at least 1 hidden unit and 1 layer: give larger numbers.")
+    if min(hidden, layers, members) < 1:
+        raise UserError("A model needs at least 1 hidden unit, 1 layer and 1 member: give larger numbers.")
     if not (0 <= dropout < 1 and 0 <= input_dropout < 1):
         raise UserError("Dropout is a share from 0 to below 1: give such a number, e.g. 0.5.")
     arguments: Json = {
@@ -82,6 +85,7 @@ def model_arguments(
         "layers": layers,
         "dropout": dropout,
         "input_dropout": input_dropout,
+        "members": members,
     }
     if architecture.bidirectional:
         arguments["bidirectional"] = bidirectional

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,7 +15,40 @@ from whenwhy.models.sequence_model import Embedded, embed_bags
 SPREAD = {EVENTS: 0.1, STATIC: 0.05}
 
 
-class BagClassifier(nn.Module):
+class Classifier(nn.Module):
+    """A `StepwiseModel` that training can fit: one model, or several whose scores are averaged."""
+
+    #: Why the model has no scores at the steps of a record; None: it has them.
+    not_causal: str | None = None
+    vocabulary_size: int
+
+    @property
+    def members(self) -> Sequence[BagClassifier]:
+        """The models that learn, each from its own loss."""
+        raise NotImplementedError
+
+    def embed(self, batch: SequenceBatch, weights: Mapping[str, torch.Tensor] | None = None) -> Embedded:
+        """The bags' sums: events [patient, step, width], static [patient, width]."""
+        raise NotImplementedError
+
+    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The logit of the positive class [patient]."""
+        raise NotImplementedError
+
+    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What `score` would say of the record cut after each step [patient, step]; padding says nothing.
+
+        Raises:
+            UserError: the model is not causal.
+        """
+        raise UserError(f"A model has scores at every step only if it reads forwards: {self.not_causal}.")
+
+    def forward(self, batch: SequenceBatch) -> torch.Tensor:
+        """The logit of the positive class [patient]."""
+        return self.score(self.embed(batch), batch.lengths)
+
+
+class BagClassifier(Classifier):
     """A table [feature value, hidden] a stream; a subclass scores the sums of its rows.
 
     Args:
@@ -27,9 +60,6 @@ class BagClassifier(nn.Module):
             what stays weighs 1 / (1 - share), so that a bag keeps its mean.
     """
 
-    #: Why the model has no scores at the steps of a record; None: it has them.
-    not_causal: str | None = None
-
     def __init__(self, vocabulary_size: int, hidden: int, dropout: float, input_dropout: float) -> None:
         super().__init__()
         self.vocabulary_size, self.hidden, self.input_dropout = vocabulary_size, hidden, input_dropout
@@ -37,6 +67,11 @@ class BagClassifier(nn.Module):
             {name: nn.Parameter(torch.randn(vocabulary_size, hidden) * spread) for name, spread in SPREAD.items()}
         )
         self.drop = nn.Dropout(dropout)
+
+    @property
+    def members(self) -> Sequence[BagClassifier]:
+        """Itself alone."""
+        return (self,)
 
     def embed(self, batch: SequenceBatch, weights: Mapping[str, torch.Tensor] | None = None) -> Embedded:
         """The bags' sums: events [patient, step, hidden], static [patient, hidden]."""
@@ -58,19 +93,3 @@ class BagClassifier(nn.Module):
         patient = torch.repeat_interleave(torch.arange(patients, device=first.device), counts)  # [value]
         whole = torch.ones(patients, self.vocabulary_size, device=first.device)
         return nn.functional.dropout(whole, self.input_dropout)[patient, bags.ids.long()]
-
-    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
-        raise NotImplementedError
-
-    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """What `score` would say of the record cut after each step [patient, step]; padding says nothing.
-
-        Raises:
-            UserError: the model is not causal.
-        """
-        raise UserError(f"A model has scores at every step only if it reads forwards: {self.not_causal}.")
-
-    def forward(self, batch: SequenceBatch) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
-        return self.score(self.embed(batch), batch.lengths)

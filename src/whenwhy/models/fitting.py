@@ -17,7 +17,7 @@ from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import SequenceBatch
 from whenwhy.events.sequence_loader import loaded_batches
 from whenwhy.models.architectures import ARCHITECTURES
-from whenwhy.models.bag_classifier import BagClassifier
+from whenwhy.models.bag_classifier import Classifier
 from whenwhy.models.fit_state import FitState
 from whenwhy.models.folds import FoldSplit
 from whenwhy.models.predictions import scored_shards
@@ -59,7 +59,7 @@ class FitSettings:
 class Fitted:
     """The model with the least log loss on the tuning patients, in evaluation mode, and how it was found."""
 
-    model: BagClassifier
+    model: Classifier
     epochs: int
     best_epoch: int
     tuning_loss: float
@@ -91,7 +91,7 @@ def weighing(class_weights: str, positive: np.ndarray) -> Weighing:
 
 
 def loss_of(
-    model: BagClassifier, batch: SequenceBatch, positive: torch.Tensor, weighs: Weighing, every_step: bool
+    model: Classifier, batch: SequenceBatch, positive: torch.Tensor, weighs: Weighing, every_step: bool
 ) -> torch.Tensor:
     """The mean weighted log loss of a batch, a number.
 
@@ -155,10 +155,10 @@ def fit(
         )
         for loaded in batches:
             positive = torch.from_numpy((loaded.column("label") == "true").astype(np.float32)).to(device)
-            loss = loss_of(model, loaded.batch, positive, weighs, settings.supervise == "every")
             optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            for member in model.members:  # each learns from its own loss and gradient, as it would alone
+                loss_of(member, loaded.batch, positive, weighs, settings.supervise == "every").backward()
+                torch.nn.utils.clip_grad_norm_(member.parameters(), CLIP)
             optimizer.step()
             average.update_parameters(model)
         tuning_loss = _tuning_loss(average.module.eval(), directory, split, device)

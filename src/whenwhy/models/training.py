@@ -46,6 +46,7 @@ class TrainSettings(FitSettings):
     pooling: str | None = None  # None: the architecture's own
     dropout: float = 0.5
     input_dropout: float = 0.0
+    members: int = 1
     folds: int = 1
     seed: int = 0
 
@@ -60,6 +61,7 @@ class TrainSettings(FitSettings):
             pooling=self.pooling,
             dropout=self.dropout,
             input_dropout=self.input_dropout,
+            members=self.members,
         )
 
     @property

@@ -1,0 +1,63 @@
+"""A deep ensemble as one model: what its members say, averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from whenwhy.events.sequence_batch import SequenceBatch
+from whenwhy.models.bag_classifier import BagClassifier, Classifier
+from whenwhy.models.sequence_model import Embedded
+
+
+class Ensemble(Classifier):
+    """The mean of the logits of several models of one kind (Lakshminarayanan et al., NeurIPS 2017).
+
+    The members see the same batches and differ by their initial weights and by what dropout takes from
+    each. An embedding is theirs side by side, so it is linear in the bag weights as each of theirs is.
+
+    Args:
+        member: makes one, with weights of its own.
+        number: how many.
+
+    Example:
+        >>> from whenwhy.models.recurrent import RecurrentClassifier
+        >>> len(Ensemble(lambda: RecurrentClassifier(8, hidden=4), 3).members)
+        3
+    """
+
+    def __init__(self, member: Callable[[], BagClassifier], number: int) -> None:
+        super().__init__()
+        self.member = nn.ModuleList(member() for _ in range(number))
+        self.vocabulary_size, self.not_causal = self.members[0].vocabulary_size, self.members[0].not_causal
+
+    @property
+    def members(self) -> Sequence[BagClassifier]:
+        """The models, each of which learns as it would alone."""
+        return list(self.member)  # type: ignore[arg-type]
+
+    def embed(self, batch: SequenceBatch, weights: Mapping[str, torch.Tensor] | None = None) -> Embedded:
+        """The members' sums: events [patient, step, members * hidden], static [patient, members * hidden]."""
+        each = [member.embed(batch, weights) for member in self.members]
+        return {stream: torch.cat([embedded[stream] for embedded in each], dim=-1) for stream in each[0]}
+
+    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The mean of the members' logits [patient]."""
+        told = zip(self.members, self._shares(embedded), strict=True)
+        return torch.stack([member.score(share, lengths) for member, share in told]).mean(0)
+
+    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The mean of the members' logits after each step [patient, step].
+
+        Raises:
+            UserError: the members are not causal.
+        """
+        told = zip(self.members, self._shares(embedded), strict=True)
+        return torch.stack([member.step_scores(share, lengths) for member, share in told]).mean(0)
+
+    def _shares(self, embedded: Embedded) -> list[Embedded]:
+        """Each member's own part of an embedding."""
+        parts = {stream: tensor.chunk(len(self.member), dim=-1) for stream, tensor in embedded.items()}
+        return [{stream: of[at] for stream, of in parts.items()} for at in range(len(self.member))]
