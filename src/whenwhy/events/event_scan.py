@@ -151,9 +151,10 @@ def _whole_subjects(file: Path, chunk: Chunk, wanted: Sequence[str]) -> Iterator
             if len(other):
                 break
             continue
-        # The last run may go on in the next batch.
-        cut = len(subject) - int(np.argmax((subject != subject[-1])[::-1])) if (subject != subject[-1]).any() else 0
-        if cut:
+        # The last run may go on in the next batch, if there is one: many small tables would be slow to gather.
+        other = subject != subject[-1]
+        cut = len(subject) - int(np.argmax(other[::-1])) if other.any() else 0
+        if cut and read < row_group_ends[-1]:
             yield pa.concat_tables([*waiting, table.slice(0, cut)])
             waiting = [table.slice(cut)]
         else:

@@ -7,9 +7,10 @@ is counted on the way, since what is rare is folded before records are written.
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,9 @@ class GatherShard:
         names = [code.split("//")[0].lower() for code in codes]
         of_strata = np.array([name in self.strata for name in names], dtype=bool)
 
-        @lru_cache(maxsize=256)
+        _allow_open_files(len(self.parts))
+
+        @cache  # each shard reads a slice of every file
         def opened(file: str) -> _Opened:
             part = pa.ipc.open_file(pa.memory_map(file)).read_all().combine_chunks()
             told = part.schema.metadata
@@ -141,6 +144,14 @@ class GatherShard:
             return len(patient)
 
         return one_shard
+
+
+def _allow_open_files(count: int) -> None:
+    """Let this process map so many files, as far as the system does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < 2 * count + 256:
+        most = hard if hard != resource.RLIM_INFINITY else 2 * count + 256
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * count + 256, most), hard))
 
 
 def _order(patient: np.ndarray, time: np.ndarray, ids: np.ndarray, value: np.ndarray) -> np.ndarray:
