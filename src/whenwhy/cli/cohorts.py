@@ -177,7 +177,7 @@ def prepare_command(
     not_measured: Annotated[
         str, typer.Option(help="Say when a code was not recorded for so many hours, e.g. creatinine=48,lactate=12.")
     ] = "",
-    shard_size: Annotated[int, typer.Option(help="Predictions a shard, about.")] = 1024,
+    shard_size: Annotated[int, typer.Option(help="Predictions a shard, about.")] = 2048,
     add: Annotated[
         bool, typer.Option("--add", help="Add these patients to SEQ as a further generation, by its own settings.")
     ] = False,

@@ -18,6 +18,8 @@ from whenwhy.errors import UserError
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # private data: nothing is reported outside
 # Ray listens on every interface of a machine, and who reaches it can run code: nobody may without the token.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Workers are the work: they do not stand back behind every other process of the machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray

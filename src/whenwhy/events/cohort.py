@@ -88,7 +88,7 @@ def cohort_of(labels: pa.Table, splits: pa.Table, shard_size: int) -> Cohort:
     patients, first = np.unique(subject, return_index=True)
     last = np.append(first[1:], len(subject)) - 1
     splits = splits.take(pc.sort_indices(splits["subject_id"]))
-    split = splits["split"].combine_chunks()
+    split = splits["split"].combine_chunks().dictionary_encode()
     of_label = np.searchsorted(patients, subject)
     predictions = labels.append_column("split", split.take(pa.array(of_label)))
     shard = shard_of(patients, shards)

@@ -152,7 +152,8 @@ def read_labels(path: Path, repair: bool = False) -> pa.Table:
         raise UserError(
             f"{path} has labels of one class only (all {str(classes[0]).lower()}): a model needs both classes."
         )
-    label = pc.if_else(table["boolean_value"], "true", "false")
+    # A dictionary: a million labels are two words.
+    label = pc.if_else(table["boolean_value"], "true", "false").dictionary_encode()
     table = table.drop_columns(["boolean_value"]).append_column("label", label)
     return table.sort_by([("subject_id", "ascending"), ("prediction_time", "ascending")])
 

@@ -54,7 +54,7 @@ class PrepareSettings:
     carry_hours: float | None = None
     since_last: Sequence[str] = ()
     not_measured: Sequence[tuple[str, float]] = ()
-    shard_size: int = 1024
+    shard_size: int = 2048
 
     @property
     def derived(self) -> DerivedSettings:

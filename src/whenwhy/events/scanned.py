@@ -17,7 +17,6 @@ from whenwhy.events.findings import IN_SEVERAL_FILES, SCATTERED, UNDESCRIBED, Fi
 from whenwhy.events.gathered_events import Part
 from whenwhy.events.meds_dataset import MedsDataset
 from whenwhy.events.strata import NO_BIRTH
-from whenwhy.shards import Json
 
 
 @dataclass(frozen=True)
@@ -72,49 +71,58 @@ def scanned(
     )
     names = [chunk_name(number) for number in range(len(chunks))]
     run(task, names, stage="scan", unit="rows", pool=pool)
-    told = [json.loads((scratch / f"{name}.json").read_text()) for name in names]
+    described = None if dataset.codes is None else set(dataset.codes["code"].to_pylist())
     births = np.full(len(cohort.subject_id), NO_BIRTH, dtype=np.int64)
-    for name in names:
+    found_in: Counter[tuple[int, str]] = Counter()
+    rows = kept = 0
+    parts: list[Part] = []
+    count_files: list[Path] = []
+    codes: set[str] = set()
+    known_codes: set[str] = set()
+    static_codes: set[str] = set()
+    strata_values: set[tuple[str, str]] = set()
+    for name in names:  # one after another: a chunk names many codes, and there are many chunks
+        told = json.loads((scratch / f"{name}.json").read_text())
+        rows, kept = rows + told["rows"], kept + told["kept"]
+        for what, count in told["findings"].items():
+            found_in[told["file"], what] += count
+        if described is not None:
+            undescribed = sum(count for code, count in told["code_rows"].items() if code not in described)
+            found_in[told["file"], UNDESCRIBED] += undescribed
+        # A mended copy names the source of each row itself.
+        source = "" if dataset.mended else dataset.names[told["file"]]
+        parts += [Part(f"{scratch / name}-{part:04d}.arrow", source) for part in range(told["parts"])]
+        if told["counts"]:
+            count_files.append(scratch / f"{name}-counts.parquet")
+        codes.update(told["cohort_codes"])
+        known_codes.update(told["known_codes"])
+        static_codes.update(told["static_codes"])
+        strata_values.update((of, value) for of, value in told["strata_values"])
         patient, time = np.load(scratch / f"{name}-births.npy")
         np.minimum.at(births, patient, time)
+    _count_scattered(found_in, chunks, [scratch / f"{name}-subjects.npy" for name in names])
+    findings = [found(dataset.told_name(at), what, count) for (at, what), count in sorted(found_in.items()) if count]
     return Scanned(
-        sum(each["rows"] for each in told),
-        sum(each["kept"] for each in told),
-        [*dataset.findings, *_findings(dataset, chunks, told, [scratch / f"{name}-subjects.npy" for name in names])],
-        tuple(
-            # A mended copy names the source of each row itself.
-            Part(f"{scratch / name}-{part:04d}.arrow", "" if dataset.mended else dataset.names[each["file"]])
-            for name, each in zip(names, told, strict=True)
-            for part in range(each["parts"])
-        ),
-        [scratch / f"{name}-counts.parquet" for name, each in zip(names, told, strict=True) if each["counts"]],
+        rows,
+        kept,
+        [*dataset.findings, *findings],
+        tuple(parts),
+        count_files,
         births,
-        sorted({code for each in told for code in each["cohort_codes"]}),
-        sorted({code for each in told for code in each["known_codes"]}),
-        sorted({code for each in told for code in each["static_codes"]}),
-        {(name, value) for each in told for name, value in each["strata_values"]},
+        sorted(codes),
+        sorted(known_codes),
+        sorted(static_codes),
+        strata_values,
     )
 
 
-def _findings(
-    dataset: MedsDataset, chunks: Sequence[Chunk], told: Sequence[Json], subject_files: Sequence[Path]
-) -> list[Finding]:
-    counts: Counter[tuple[int, str]] = Counter()
-    described = None if dataset.codes is None else set(dataset.codes["code"].to_pylist())
-    for each in told:
-        for what, count in each["findings"].items():
-            counts[each["file"], what] += count
-        if described is not None:
-            counts[each["file"], UNDESCRIBED] += sum(
-                rows for code, rows in each["code_rows"].items() if code not in described
-            )
-    # A subject in two chunks of a file is scattered there; in two files it is found in the later one.
+def _count_scattered(counts: Counter[tuple[int, str]], chunks: Sequence[Chunk], subject_files: Sequence[Path]) -> None:
+    """Count the subjects that are in two chunks of a file (scattered) or in two files (found in the later one)."""
     subjects = [np.load(file) for file in subject_files]
-    file = np.repeat([chunk.file for chunk in chunks], [len(ids) for ids in subjects])
+    file = np.repeat(np.array([chunk.file for chunk in chunks], np.int32), [len(ids) for ids in subjects])
     ids = np.concatenate([np.array([], np.int64), *subjects])
     order = np.lexsort((file, ids))
     again = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
     same = file[order[again]] == file[order[again - 1]]
     for at, scattered in zip(file[order[again]], same, strict=True):
         counts[int(at), SCATTERED if scattered else IN_SEVERAL_FILES] += 1
-    return [found(dataset.told_name(at), what, count) for (at, what), count in sorted(counts.items()) if count]

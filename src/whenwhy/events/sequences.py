@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from whenwhy import __version__
 from whenwhy.engine import Workers
@@ -165,7 +166,7 @@ def labels_sha256(predictions: pa.Table) -> str:
     for column in (
         predictions["subject_id"].to_numpy(),
         predictions["prediction_time"].cast(pa.int64()).to_numpy(),
-        predictions["label"].to_numpy(zero_copy_only=False).astype("U8"),
+        pc.equal(predictions["label"], "true").to_numpy(zero_copy_only=False),
     ):
         digest.update(column.tobytes())
     return digest.hexdigest()
