@@ -10,8 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import reader
-import synthetic
+from benchmarks import reader, synthetic
 
 #: A whole `whenwhy prepare`, Ray's workers included; its peak is that of the largest process.
 PREPARE = """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).parent
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it finds its neighbours as tests do
 NAMES = ("ingest",)
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     given = asked.parse_args()
     if given.folder:
         given.folder.mkdir(parents=True, exist_ok=True)
-    figures = importlib.import_module(given.name).measure(given.small, given.folder)
+    figures = importlib.import_module(f"benchmarks.{given.name}").measure(given.small, given.folder)
     table = Table("figure", "value")
     for name, value in figures.items():
         table.add_row(name, "not measured" if value is None else f"{value:,.4g}")
