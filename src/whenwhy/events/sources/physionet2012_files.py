@@ -13,6 +13,7 @@ outcomes beside it, each by its name.
 from __future__ import annotations
 
 import csv
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -79,12 +80,23 @@ def _unpacked(path: Path) -> Iterator[Path]:
                     packed.extractall(folder)
             else:
                 with tarfile.open(path) as packed:
-                    packed.extractall(folder, filter="data")
+                    _extract(packed, Path(folder).resolve())
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
             raise UserError(
                 f"{path} is no folder, .zip or .tar.gz that can be read ({error}): fetch it again."
             ) from None
         yield Path(folder)
+
+
+def _extract(packed: tarfile.TarFile, folder: Path) -> None:
+    """Write an archive's plain files below a folder, and nothing else; early Pythons 3.11 have no filter for it."""
+    for member in packed:
+        place = (folder / member.name).resolve()
+        content = packed.extractfile(member) if member.isfile() else None
+        if content is not None and place.is_relative_to(folder):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def _table(folder: Path) -> tuple[pa.Table, dict[int, bool]]:
