@@ -19,9 +19,10 @@ from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.events.sequences import PrepareSettings, add_generation, prepare
 from whenwhy.forget import forget
 from whenwhy.models.training import TrainSettings, train
-from whenwhy.shards import StageDirectory, alone
+from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import open_store, publish_store
+from whenwhy.working_folder import alone
 
 ASKED = PrepareSettings("the outcome", strata=("age_band", "sex"), bins=4, shard_size=128)
 

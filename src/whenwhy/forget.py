@@ -26,10 +26,11 @@ from whenwhy.attribution.attribute_shards import PREDICTION_ROWS, ROWS
 from whenwhy.errors import UserError
 from whenwhy.events.parquet_files import parquet_files
 from whenwhy.events.sequence_directory import TABLE
-from whenwhy.shards import StageDirectory, alone, fsync
+from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import publish_store
 from whenwhy.store.publish import ROWS_FILE
+from whenwhy.working_folder import alone, fsync
 
 #: Ends the name of a file that is written beside another.
 _BESIDE = re.compile(r"-[0-9a-f]{32}")

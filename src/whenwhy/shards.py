@@ -11,15 +11,11 @@ Readers trust manifests, never listings, and verify the checksum before they use
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import re
-import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,19 +26,9 @@ import pyarrow.parquet as pq
 
 from whenwhy.errors import UserError
 from whenwhy.schema import FORMAT_VERSION, with_dictionary
+from whenwhy.working_folder import fsync, left_by_us, remove_scratch, remove_temporaries
 
 Json = dict[str, Any]
-
-#: The folder in which a stage keeps what only it reads, while it works.
-SCRATCH = "scratch"
-
-#: Held by a process that must be alone in a directory.
-LOCK = ".lock"
-
-#: In a scratch folder that is ours.
-_MARK = ".whenwhy"
-
-_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
 
 #: The content hash that a directory had before a patient was forgotten.
 _FIRST = "first.json"
@@ -157,7 +143,7 @@ class StageDirectory:
             raise UserError(f"{path} is a file: give --out a directory that is new or holds this very run.")
         if (path / "manifest.json").exists():
             return True
-        if path.is_dir() and not all(_ours(item) for item in path.iterdir()):
+        if path.is_dir() and not all(left_by_us(item) for item in path.iterdir()):
             raise UserError(f"{path} is not empty and is no whenwhy directory: give --out a new directory.")
         return False
 
@@ -358,61 +344,6 @@ class StageDirectory:
         return pq.read_table(self.file(entry, name), columns=columns)
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """While this lasts, no other process that asks for it writes in a directory.
-
-    Raises:
-        UserError: another one does.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    lock = path / LOCK
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = lock.exists() and os.fstat(file.fileno()).st_ino == lock.stat().st_ino
-        except BlockingIOError:
-            free = False
-        if not free:  # held, or just let go by its holder, who removes it
-            raise UserError(f"Another process is at work in {path}: wait until it ends, or give another --out.")
-        try:
-            yield
-        finally:
-            lock.unlink()
-
-
-def new_scratch(path: Path) -> Path:
-    """An empty scratch folder in a directory, known as ours."""
-    remove_scratch(path)
-    scratch = path / SCRATCH
-    scratch.mkdir()
-    (scratch / _MARK).touch()
-    return scratch
-
-
-def remove_scratch(path: Path) -> None:
-    """Remove a directory's scratch folder, if it is ours."""
-    if (path / SCRATCH / _MARK).exists():
-        shutil.rmtree(path / SCRATCH)
-
-
-def remove_temporaries(path: Path) -> None:
-    """Remove the half-written files that killed calls left."""
-    for folder in (path, *(path / name for name in ("data", "entries", "generations"))):
-        for file in folder.glob(".tmp-*") if folder.is_dir() else ():
-            if _TEMPORARY.fullmatch(file.name):
-                file.unlink()
-
-
-def _ours(item: Path) -> bool:
-    """Whether something in a directory without a manifest was left by a call that was killed early."""
-    if item.name in ("data", "entries"):
-        return item.is_dir() and all(_TEMPORARY.fullmatch(file.name) for file in item.iterdir())
-    if item.name == SCRATCH:
-        return (item / _MARK).exists()
-    return item.name == LOCK or bool(_TEMPORARY.fullmatch(item.name))
-
-
 @lru_cache(maxsize=65536)
 def _verified(path: Path, size: int, modified: int) -> str:
     return content_sha256(path)
@@ -432,15 +363,6 @@ def _publish_once(path: Path, content: bytes) -> bool:
         temporary.unlink(missing_ok=True)
     fsync(path.parent)
     return True
-
-
-def fsync(path: Path) -> None:
-    """What was written to a file or folder is on disk when this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _difference(found: Json, asked: Json) -> str:

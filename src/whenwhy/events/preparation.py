@@ -50,15 +50,8 @@ from whenwhy.events.sequence_directory import (
 from whenwhy.events.sorted_numbers import distinct
 from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, strata_column, years_at
 from whenwhy.schema import FEATURE_VALUES, TRAIN
-from whenwhy.shards import (
-    SCRATCH,
-    Json,
-    StageDirectory,
-    alone,
-    new_scratch,
-    remove_scratch,
-    remove_temporaries,
-)
+from whenwhy.shards import Json, StageDirectory
+from whenwhy.working_folder import SCRATCH, alone, new_scratch, remove_scratch, remove_temporaries
 
 BIRTHS = "births.npy"  # in scratch: the time of each patient's birth
 

@@ -22,7 +22,8 @@ from whenwhy.events.meds_dataset import MedsDataset, open_meds, read_labels, sou
 from whenwhy.events.preparation import Preparation
 from whenwhy.events.prepare_settings import PrepareSettings
 from whenwhy.events.sequence_directory import LAYOUT, NOTES_FILE, REPORT, TABLE, VOCABULARY, shard_names
-from whenwhy.shards import Json, StageDirectory, content_sha256, remove_scratch
+from whenwhy.shards import Json, StageDirectory, content_sha256
+from whenwhy.working_folder import remove_scratch
 
 __all__ = ["TABLE", "VOCABULARY", "PrepareSettings", "add_generation", "prepare"]
 

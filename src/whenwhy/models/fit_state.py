@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 from whenwhy.errors import UserError
+from whenwhy.working_folder import fsync
 
 Tensors = dict[str, torch.Tensor]
 
@@ -56,11 +57,11 @@ class FitState:
         temporary = path.with_suffix(f".{uuid.uuid4().hex}")
         try:
             save_file(flat, temporary, metadata={"progress": json.dumps(progress)})
-            _fsync(temporary)
+            fsync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _fsync(path.parent)
+        fsync(path.parent)
 
     def load(self, path: Path) -> None:
         """Takes on the state of an earlier process, if it left one.
@@ -95,11 +96,3 @@ def forget(path: Path) -> None:
     """Removes a saved state, and what killed processes left half written beside it."""
     for leftover in path.parent.glob(f"{path.stem}.*"):
         leftover.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
