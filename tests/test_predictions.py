@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from meds_evaluation.schema import PredictionSchema
 
 from conftest import SmallRun
 from whenwhy.errors import UserError
@@ -58,9 +59,8 @@ def test_splits_are_parts_of_all(small_run: SmallRun, tmp_path: Path) -> None:
 
 
 def test_meds_evaluation_takes_them(small_run: SmallRun, tmp_path: Path) -> None:
-    schema = pytest.importorskip("meds_evaluation.schema", reason="meds-evaluation is not installed")
     predict(small_run.sequences, small_run.model, tmp_path / "predictions.parquet", "all")
-    schema.PredictionSchema.validate(pq.read_table(tmp_path / "predictions.parquet"))
+    PredictionSchema.validate(pq.read_table(tmp_path / "predictions.parquet"))
 
 
 def test_scores_come_in_order_a_shard_at_a_time(small_run: SmallRun) -> None:
