@@ -20,6 +20,7 @@ from cohort import EVENTS, LABELS
 from conftest import INLINE
 from replicas.records import Rules, slow_record
 from whenwhy.errors import UserError
+from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.shards import StageDirectory
@@ -74,6 +75,7 @@ rules = st.builds(
     carry_hours=st.sampled_from([None, 20.0]),
     since_last=st.sampled_from([(), ("lab", "drug")]),
     not_measured=st.sampled_from([(), (("lab", 12.0), ("drug", 30.0))]),
+    numbers=st.sampled_from([(), ("lab",), ("lab", "mixed")]),
 )
 
 
@@ -102,7 +104,7 @@ def test_every_record_equals_the_slow_one(
             "x", bins=3, rare_below=1, steps=asked.steps, visit_gap_hours=asked.visit_gap, anchor=asked.anchor,
             history_hours=asked.history_hours, max_steps=asked.max_steps, repeats=asked.repeats, carry=asked.carry,
             carry_hours=asked.carry_hours if asked.carry else None, since_last=asked.since_last,
-            not_measured=asked.not_measured, shard_size=2,
+            not_measured=asked.not_measured, numbers=asked.numbers, shard_size=2,
         ),
         INLINE,
     )  # fmt: skip
@@ -133,6 +135,45 @@ def test_filled_values_are_marked_and_never_look_recorded(tmp_path: Path) -> Non
         filled = [i for i in row["event_id"] if features.kind[i] == "carried forward"]
         assert {features.code[i] for i in filled} == {"lab (carried forward)"}
     assert stage.entry(stage.shards[0]).summary["n_derived"] > 0
+
+
+def test_numbers_enter_as_weights_beside_their_bins(tmp_path: Path) -> None:
+    """A middle half is the median, a spread half of the way between the quantiles of a standard deviation."""
+    numbers = {s: [float(s), float(10 * s)] for s in range(1, 41)}
+    numbers[1][1] = 1e6
+    of = {
+        s: [(None, "height", 100.0 + s)] + [(START + timedelta(hours=h), "lab", n) for h, n in enumerate(own)]
+        for s, own in numbers.items()
+    }
+    write_meds(tmp_path / "meds", of, {s: [START + timedelta(hours=5)] for s in of})
+    settings_ = PrepareSettings("x", rare_below=1, steps="1h", carry=("lab",), numbers=("lab", "height"))
+    stage = prepare(tmp_path / "meds", tmp_path / "meds" / "labels", tmp_path / "out", settings_, INLINE)
+    features = stage.read(VOCABULARY, VOCABULARY).to_pandas().set_index("feature_value_id")
+    rows = [row for shard in stage.shards for row in stage.read(shard, TABLE).to_pylist()]
+    training = {row["subject_id"] for row in rows if row["split"] == "train"}
+    of_training = {
+        "lab": sorted(n for s in training for n in numbers[s]),
+        "height": sorted(100.0 + s for s in training),
+    }
+    spread = {}
+    for code, own in of_training.items():
+        low, middle, high = (own[math.ceil(share * len(own)) - 1] for share in (0.158655, 0.5, 0.841345))
+        spread[code] = (middle, (high - low) / 2)
+    seen = Counter()
+    for row in rows:
+        for name in ("event", "static"):
+            for at, value, weight in zip(row[f"{name}_id"], row[f"{name}_value"], row[f"{name}_weight"], strict=True):
+                if features.kind[at] != "number":
+                    assert weight == 1
+                    continue
+                seen[features.code[at]] += 1
+                middle, scale = spread[features.code[at].split(" ")[0]]
+                assert weight == pytest.approx(min(max((value - middle) / scale, -4), 4), rel=1e-6)
+    assert set(seen) == {"lab (number)", "lab (carried forward) (number)", "height (number)"}
+    sequences = Sequences(stage.read(stage.shards[0], TABLE))
+    batch = sequences.batch(np.arange(len(sequences)))
+    assert (batch.streams["events"].weights.numpy() == sequences.event_weight[batch.streams["events"].at]).all()
+    assert len(np.unique(batch.keys)) == len(sequences)
 
 
 def test_asked_in_vain(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ RARE: Final = "rare"  # recorded, under a code of too few training patients to s
 CARRIED: Final = "carried forward"  # the last recorded value, at a step that does not record it
 SINCE_LAST: Final = "hours since last"  # hours from the code's last record to this one
 NOT_MEASURED: Final = "not measured"  # the code has not been recorded for so many hours
-KINDS: Final = (RECORDED, RARE, CARRIED, SINCE_LAST, NOT_MEASURED)
+NUMBER: Final = "number"  # a recorded or carried number itself, as a weight beside the feature value
+KINDS: Final = (RECORDED, RARE, CARRIED, SINCE_LAST, NOT_MEASURED, NUMBER)
 
 _TIME = pa.timestamp("us")
 _STRATA = pa.map_(pa.string(), pa.string())
@@ -55,8 +56,10 @@ SEQUENCES: Final = pa.schema(
         ("event_id", pa.list_(pa.int32())),  # its feature value
         ("event_minutes", pa.list_(pa.int32())),  # whole minutes from its own time to the prediction
         ("event_value", pa.list_(pa.float32())),  # its number; null where it has none
+        ("event_weight", pa.list_(pa.float32())),  # what it weighs in its bag; null: all of them 1
         ("static_id", pa.list_(pa.int32())),
         ("static_value", pa.list_(pa.float32())),
+        ("static_weight", pa.list_(pa.float32())),
     ]
 )
 
@@ -198,7 +201,7 @@ def with_dictionary(schema: pa.Schema) -> list[str]:
 
     Example:
         >>> with_dictionary(SEQUENCES)[-2:]
-        ['static_id.list.element', 'static_value.list.element']
+        ['static_value.list.element', 'static_weight.list.element']
     """
     return [
         f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name

@@ -30,6 +30,7 @@ class Rules:
     carry_hours: float | None = None
     since_last: tuple[str, ...] = ()
     not_measured: tuple[tuple[str, float], ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,4 +167,11 @@ def slow_record(
                     derived.append(Value(candidate, feature, step_minutes[candidate], None))
                     break
     shown = [v for v in values if v.step >= 0] + derived
+    for code in rules.numbers:
+        for name in (code, f"{code} (carried forward)"):
+            for value in list(shown):
+                row = features[features.feature_value_id == value.id].iloc[0]
+                if row.code == name and not pd.isna(row.low):
+                    twin = int(features[features.code == f"{name} (number)"].feature_value_id.iloc[0])
+                    shown.append(Value(value.step, twin, value.minutes, value.number))
     return step_minutes, shown, None if anchor is None else ahead(anchor), history

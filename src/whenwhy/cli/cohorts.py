@@ -177,6 +177,9 @@ def prepare_command(
     not_measured: Annotated[
         str, typer.Option(help="Say when a code was not recorded for so many hours, e.g. creatinine=48,lactate=12.")
     ] = "",
+    numbers: Annotated[
+        str, typer.Option(help="Codes whose numbers enter as weights too, beside their bins, or all.")
+    ] = "",
     shard_size: Annotated[int, typer.Option(help="Predictions a shard, about.")] = 2048,
     add: Annotated[
         bool, typer.Option("--add", help="Add these patients to SEQ as a further generation, by its own settings.")
@@ -215,6 +218,7 @@ def prepare_command(
             carry_hours=carry_hours,
             since_last=names_of(since_last),
             not_measured=tuple(_code_hours(told) for told in names_of(not_measured)),
+            numbers=names_of(numbers),
             shard_size=shard_size,
         )
         stage = prepare(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from whenwhy.events.hashing import GAMMA, mixed
 from whenwhy.schema import TRAIN
 
 _PATIENTS, _PREDICTIONS = "patients.npz", "predictions.arrow"
@@ -108,14 +109,9 @@ def cohort_of(labels: pa.Table, splits: pa.Table, shard_size: int) -> Cohort:
 def shard_of(subject_id: np.ndarray, shards: int) -> np.ndarray:
     """The number of the shard that holds each patient: by a hash of the id, so a patient never moves.
 
-    The finaliser of Steele, Lea and Flood's SplitMix64 (OOPSLA 2014): every bit of the id counts.
-
     Example:
         >>> shard_of(np.array([1, 2, 3]), 8).tolist()
         [1, 6, 5]
     """
-    mixed = subject_id.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return np.asarray((mixed % np.uint64(shards)).astype(np.int32))
+    ids = subject_id.astype(np.int64).view(np.uint64)
+    return np.asarray((mixed(ids + GAMMA) % np.uint64(shards)).astype(np.int32))

@@ -1,12 +1,12 @@
-"""What follows from recorded values: the last one carried forward, hours since the last, not measured for long.
+"""What follows from recorded values: the last one carried forward, hours since, not measured for long, numbers as weights.
 
 Each has a feature value of its own, so that no contribution of a filled value is taken for a measurement's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -16,7 +16,7 @@ import numpy as np
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.feature_values import Row, binned_rows, numbered
 from whenwhy.events.steps import Steps
-from whenwhy.schema import CARRIED, NOT_MEASURED, RARE, SINCE_LAST
+from whenwhy.schema import CARRIED, NOT_MEASURED, NUMBER, RARE, SINCE_LAST
 
 #: Stands for every code that has numbers.
 EVERY_CODE = "all"
@@ -30,6 +30,10 @@ SINCE_LAST_HOURS = np.array(
 MOST_CARRIED = 100_000_000
 
 
+#: The most that a number weighs, in units of its spread: an outlier moves a model no further.
+MOST_WEIGHT = 4.0
+
+
 @dataclass(frozen=True)
 class DerivedSettings:
     """Which derived features are asked for; EVERY_CODE stands for each code with numbers.
@@ -39,12 +43,14 @@ class DerivedSettings:
         carry_hours: for no longer than this; None: to the prediction.
         since_last: codes whose records tell the hours since their previous record.
         not_measured: (code, hours): said once, at the first step when the code has not been recorded for so long.
+        numbers: codes whose numbers, recorded or carried, also enter as weights.
     """
 
     carry: tuple[str, ...] = ()
     carry_hours: float | None = None
     since_last: tuple[str, ...] = ()
     not_measured: tuple[tuple[str, float], ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,18 +62,34 @@ class Layout:
         carried: [id] the id of the same value carried forward, or -1.
         since_last: [code] the id of the first bin of hours since last, or -1.
         not_measured: [pair, 3] code number, hours, id.
+        number: [id] the id whose weight is the value's number, or -1.
+        centre, scale: [id] a number weighs (number - centre) / scale; NaN of ids that are no numbers.
     """
 
     code: np.ndarray
     carried: np.ndarray
     since_last: np.ndarray
     not_measured: np.ndarray
+    number: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
     carry_hours: float
 
     @cached_property
     def asked(self) -> bool:
         """Whether any derived feature is asked for."""
-        return bool((self.carried >= 0).any() or (self.since_last >= 0).any() or len(self.not_measured))
+        follow = (self.carried >= 0).any() or (self.since_last >= 0).any() or len(self.not_measured)
+        return bool(follow or self.weighed)
+
+    @cached_property
+    def weighed(self) -> bool:
+        """Whether any number is a weight."""
+        return bool((self.number >= 0).any())
+
+    def weights(self, ids: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """What values weigh in their bags [value] float32: 1 but for numbers."""
+        weight = ((number.astype(np.float64) - self.centre[ids]) / self.scale[ids]).clip(-MOST_WEIGHT, MOST_WEIGHT)
+        return np.where(np.isnan(self.scale[ids]), 1.0, weight).astype(np.float32)
 
     def save(self, file: IO[bytes]) -> None:
         """Written so that each worker can read it again."""
@@ -81,8 +103,13 @@ class Layout:
         return cls(**{**told, "carry_hours": float(told["carry_hours"])})
 
 
-def with_derived(rows: Sequence[Row], asked: DerivedSettings, where: str) -> tuple[list[Row], Layout]:
+def with_derived(
+    rows: Sequence[Row], asked: DerivedSettings, where: str, spread: Mapping[str, tuple[float, float]] | None = None
+) -> tuple[list[Row], Layout]:
     """The rows with those of derived features behind them, and their layout.
+
+    Args:
+        spread: code -> the middle and the spread of its numbers.
 
     Raises:
         UserError: a code that the rows do not have, or hours that are none.
@@ -132,11 +159,29 @@ def with_derived(rows: Sequence[Row], asked: DerivedSettings, where: str) -> tup
             not_measured.append((number[each], hours, len(made)))
             row = first_of[each] | {"bin": None, "low": None, "high": None, "unit": None}
             made.append(_derived(row, NOT_MEASURED, f"not measured for {hours:g} h"))
+    weighed = chosen(asked.numbers)
+    number_id = np.full(len(made) + 2 * len(weighed), -1, dtype=np.int32)
+    centre, scale = (np.full(len(number_id), np.nan) for _ in range(2))
+    for name in weighed:
+        if name not in (spread or {}):
+            raise UserError(f"{where}: '{name}' has no numbers of training patients: leave it out of --numbers.")
+        own = [at for at, row in enumerate(rows) if row["code"] == name and row["bin"] is not None]
+        for ids in (own, [int(carried[at]) for at in own if carried[at] >= 0]):
+            if not ids:
+                continue
+            # A carried number has an id of its own, so that no weight is taken for a measurement's.
+            centre[len(made)], scale[len(made)] = (spread or {})[name]
+            number_id[ids] = len(made)
+            row = made[ids[0]] | {"bin": None, "low": None, "high": None}
+            made.append(_derived(row, NUMBER, "number"))
     layout = Layout(
         code,
         carried,
         since_last,
         np.array(not_measured, dtype=np.float64).reshape(-1, 3),
+        number_id[: len(made)],
+        centre[: len(made)],
+        scale[: len(made)],
         np.inf if asked.carry_hours is None else asked.carry_hours,
     )
     return numbered(made), layout
@@ -177,12 +222,22 @@ def derived(values: Values, steps: Steps, layout: Layout) -> Values:
     if not layout.asked:
         return _NOTHING
     code = layout.code[values.id]
+    carried = _carried(values, code, steps, layout)
     parts = [
-        _carried(values, code, steps, layout),
+        carried,
         _since_last(values, code, layout),
         _not_measured(values, code, steps, layout),
+        numbers_of(values.at(np.flatnonzero(values.step >= 0)), layout),
+        numbers_of(carried, layout),
     ]
     return Values(*(np.concatenate(columns) for columns in zip(*(p.__dict__.values() for p in parts), strict=True)))
+
+
+def numbers_of(values: Values, layout: Layout) -> Values:
+    """The values whose numbers are weights, as those."""
+    at = np.flatnonzero(layout.number[values.id] >= 0)
+    found = values.at(at)
+    return replace(found, id=layout.number[found.id])
 
 
 def _last_of_each(row: np.ndarray, code: np.ndarray, step: np.ndarray) -> np.ndarray:

@@ -22,9 +22,6 @@ from whenwhy.schema import EVERYTHING_ABSENT, FEATURE_VALUES, RARE, RECORDED
 #: A stranger's model counts its vocabulary from 0, and 0 is "everything absent" here: its index i has the id i + 1.
 FOREIGN_OFFSET = EVERYTHING_ABSENT + 1
 
-#: A stranger's model counts its vocabulary from 0, and 0 is "everything absent" here: its index i has the id i + 1.
-FOREIGN_OFFSET = EVERYTHING_ABSENT + 1
-
 #: Age at the prediction, in years: derived from the birth that MEDS records, a static value.
 AGE = "AGE"
 DERIVED_CODES = {AGE: ("age at the prediction", "years")}
@@ -119,6 +116,51 @@ class EdgeFinder:
         return np.unique(np.concatenate(self.found)) if self.found else np.array([], np.float32)
 
 
+#: Shares of a normal distribution's events below its mean less, at, and plus its standard deviation.
+NORMAL_SHARES = (0.158655, 0.5, 0.841345)
+
+
+class SpreadFinder:
+    """Finds the middle and the spread of numbers that come in ascending pieces, as `EdgeFinder` does.
+
+    By quantiles, since one slip of a decimal point moves a standard deviation: the median, and half of the way
+    between the quantiles that lie a standard deviation from the mean where numbers are normal.
+
+    Args:
+        n_events: of the whole code.
+
+    Example:
+        >>> finder = SpreadFinder(4)
+        >>> finder.take(np.float32([1, 2, 3, 900]), np.array([1, 1, 1, 1]))
+        >>> finder.centre_and_scale()
+        (2.0, 449.5)
+    """
+
+    def __init__(self, n_events: int) -> None:
+        self.n_events, self.seen = n_events, 0
+        self.found = [np.nan] * len(NORMAL_SHARES)
+        self.ends = (np.nan, np.nan)
+
+    def take(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """The next distinct values, ascending, and how often each occurs."""
+        ends = np.cumsum(counts) + self.seen
+        for place, share in enumerate(NORMAL_SHARES):
+            if np.isnan(self.found[place]) and ends[-1] >= share * self.n_events:
+                self.found[place] = float(values[np.searchsorted(ends, share * self.n_events)])
+        self.ends = (float(values[0]) if self.seen == 0 else self.ends[0], float(values[-1]))
+        self.seen = int(ends[-1])
+
+    def centre_and_scale(self) -> tuple[float, float]:
+        """Both finite, the scale above 0, once everything was taken."""
+        low, middle, high = self.found
+        for scale in ((high - low) / 2, (self.ends[1] - self.ends[0]) / 2):
+            if 0 < scale < np.inf:
+                break
+        else:
+            scale = 1.0
+        return (middle if np.isfinite(middle) else 0.0), scale
+
+
 @dataclass
 class FittingNotes:
     """What was done to values on the way, for people.
@@ -128,6 +170,7 @@ class FittingNotes:
         tied: codes with fewer bins than asked, since their values tie.
         cut_offs: codes divided at given cut-offs.
         rare_codes: codes of too few training patients, folded; rare_bins: bins merged into a neighbour.
+        spread: code -> the middle and the spread of its numbers.
     """
 
     few: list[str] = field(default_factory=list)
@@ -135,6 +178,7 @@ class FittingNotes:
     cut_offs: list[str] = field(default_factory=list)
     rare_codes: dict[str, str] = field(default_factory=dict)
     rare_bins: int = 0
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Lookup:
@@ -240,9 +284,12 @@ def fitted_rows(
     }
     notes.cut_offs += sorted(edges)
     finder: EdgeFinder | None = None
+    spread: SpreadFinder | None = None
     current: str | None = None
 
     def close() -> None:
+        if spread is not None and current is not None:
+            notes.spread[current] = spread.centre_and_scale()
         if finder is not None and current is not None:
             edges[current] = finder.edges()
             if finder.each_its_own:
@@ -251,14 +298,18 @@ def fitted_rows(
                 notes.tied.append(current)
 
     for code, numbers, events in ordered:
-        if code in cut_offs:
-            continue
         if code != current:
             close()
             n_events, n_distinct, _ = totals[code]
-            finder, current = EdgeFinder(n_distinct, n_events, bins), code
-        assert finder is not None
-        finder.take(numbers, events)
+            finder, spread = (
+                None if code in cut_offs else EdgeFinder(n_distinct, n_events, bins),
+                SpreadFinder(n_events),
+            )
+            current = code
+        assert spread is not None
+        spread.take(numbers, events)
+        if finder is not None:
+            finder.take(numbers, events)
     close()
     rows = [_row("(everything absent)", RECORDED, description="all that a step does not record")]
     for code in sorted(totals):

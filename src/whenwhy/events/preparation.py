@@ -283,7 +283,7 @@ class Preparation:
                 raise UserError(f"{where} has no event of a training patient: give the 'train' split some patients.")
             patients, code_patients = self._gather(rows, 0)
             kept, place = folded(rows, patients, code_patients, self.settings.rare_below, self.notes)
-        final, layout = with_derived(kept, self.settings.derived, str(where))
+        final, layout = with_derived(kept, self.settings.derived, str(where), self.notes.spread)
         for row in final:
             row["bin"] = None if row["bin"] == ANY_NUMBER else row["bin"]
         return {

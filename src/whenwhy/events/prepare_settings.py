@@ -34,7 +34,7 @@ class PrepareSettings:
         history_hours: events longer before the prediction are left out.
         max_steps: the most recent steps that are kept; what is left out is counted.
         repeats: what becomes of several values in a step: "all", "once" or "last".
-        carry, carry_hours, since_last, not_measured: see `DerivedSettings`.
+        carry, carry_hours, since_last, not_measured, numbers: see `DerivedSettings`.
         shard_size: predictions a shard, about.
     """
 
@@ -54,13 +54,14 @@ class PrepareSettings:
     carry_hours: float | None = None
     since_last: Sequence[str] = ()
     not_measured: Sequence[tuple[str, float]] = ()
+    numbers: Sequence[str] = ()
     shard_size: int = 2048
 
     @property
     def derived(self) -> DerivedSettings:
         """Those of derived features."""
         pairs = tuple((str(code), float(hours)) for code, hours in self.not_measured)
-        return DerivedSettings(tuple(self.carry), self.carry_hours, tuple(self.since_last), pairs)
+        return DerivedSettings(tuple(self.carry), self.carry_hours, tuple(self.since_last), pairs, tuple(self.numbers))
 
     @property
     def rules(self) -> RecordRules:
@@ -95,7 +96,7 @@ class PrepareSettings:
     def as_json(self) -> Json:
         """The settings as a manifest keeps them."""
         told = asdict(self)
-        for name in ("strata", "without", "carry", "since_last"):
+        for name in ("strata", "without", "carry", "since_last", "numbers"):
             told[name] = list(told[name])
         told["not_measured"] = [[code, float(hours)] for code, hours in self.not_measured]
         return told

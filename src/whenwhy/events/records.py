@@ -119,6 +119,13 @@ def records_of(
     order = np.lexsort((static_number, static_id, static_row))
     order = order[static_id[order] >= 0]
     static_row, static_id, static_number = static_row[order], static_id[order], static_number[order]
+    if layout.weighed:
+        weighed = np.flatnonzero(layout.number[static_id] >= 0)
+        static_row = np.concatenate([static_row, static_row[weighed]])
+        static_number = np.concatenate([static_number, static_number[weighed]])
+        static_id = np.concatenate([static_id, layout.number[static_id[weighed]]])
+        order = np.lexsort((static_number, static_id, static_row))
+        static_row, static_id, static_number = static_row[order], static_id[order], static_number[order]
 
     per_row = np.bincount(values.row, minlength=count)
     static_per_row = np.bincount(static_row, minlength=count)
@@ -137,8 +144,10 @@ def records_of(
             "event_id": _lists(per_row, values.id),
             "event_minutes": _lists(per_row, values.minutes),
             "event_value": _lists(per_row, pa.array(values.number, from_pandas=True)),
+            "event_weight": _weights(per_row, values.id, values.number, layout),
             "static_id": _lists(static_per_row, static_id),
             "static_value": _lists(static_per_row, pa.array(static_number, from_pandas=True)),
+            "static_weight": _weights(static_per_row, static_id, static_number, layout),
         }
     )
     counts = {
@@ -202,6 +211,12 @@ def _in_order(values: Values, extra: Values) -> Values:
 def _lists(lengths: np.ndarray, flat: np.ndarray | pa.Array) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(flat))
+
+
+def _weights(lengths: np.ndarray, ids: np.ndarray, number: np.ndarray, layout: Layout) -> pa.Array:
+    if not layout.weighed:
+        return pa.nulls(len(lengths), pa.list_(pa.float32()))
+    return _lists(lengths, layout.weights(ids, number))
 
 
 def history_limit(hours: float | None) -> int:

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from whenwhy.events.hashing import GAMMA, mixed
+
 EVENTS, STATIC = "events", "static"
 
 
@@ -18,7 +20,7 @@ class Bags:
 
     Attributes:
         ids: [value] int32.
-        weights: [value] float32; 1 says "recorded".
+        weights: [value] float32; 1 says "recorded", of a number how many spreads it is from the middle.
         offsets: [bag] int32, where each bag begins.
         at: [value] where each value lies in the flat columns of `Sequences`.
     """
@@ -39,6 +41,7 @@ class SequenceBatch:
         lengths: [patient] int64, true steps; steps beyond are padding with empty bags.
         n_steps: the padded number of steps.
         rows: [patient] which predictions of the table they are.
+        keys: [patient] uint64, a hash of patient and time: what tells a prediction from all others.
     """
 
     streams: dict[str, Bags]
@@ -46,6 +49,7 @@ class SequenceBatch:
     lengths: torch.Tensor
     n_steps: int
     rows: np.ndarray
+    keys: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,6 +75,7 @@ class Sequences:
         _, self.event_step = _flat(table, "event_step")
         self.static_offsets, static_id = _flat(table, "static_id")
         self.static_id = _narrow(static_id)
+        self.event_weight, self.static_weight = (_weights(table, f"{name}_weight") for name in ("event", "static"))
         self.n_steps = np.diff(self.step_offsets)  # [prediction]
 
     def __len__(self) -> int:
@@ -92,6 +97,13 @@ class Sequences:
     def static_value(self) -> np.ndarray:
         """The number of each static value, NaN where it has none [value]."""
         return _flat(self.table, "static_value")[1]
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """A hash of patient and time [prediction] uint64."""
+        subject = self.table["subject_id"].to_numpy().astype(np.int64).view(np.uint64)
+        time = self.table["prediction_time"].cast(pa.int64()).to_numpy().view(np.uint64)
+        return mixed(mixed(subject + GAMMA) + time)
 
     def column(self, name: str) -> np.ndarray:
         """A plain column as an array [prediction]."""
@@ -126,9 +138,10 @@ class Sequences:
         lengths = self.n_steps[rows]
         width = max(1, int(lengths.max(initial=0)))
         at, patient = _gather(self.event_offsets, rows)
-        events = self._bags(self.event_id, at, patient * width + self.event_step[at], len(rows) * width, device)
+        bag = patient * width + self.event_step[at]
+        events = self._bags(self.event_id, self.event_weight, at, bag, len(rows) * width, device)
         at, patient = _gather(self.static_offsets, rows)
-        static = self._bags(self.static_id, at, patient, len(rows), device)
+        static = self._bags(self.static_id, self.static_weight, at, patient, len(rows), device)
         hours = np.zeros((len(rows), width), dtype=np.float32)
         at, patient = _gather(self.step_offsets, rows)
         hours[patient, at - self.step_offsets[rows][patient]] = self.step_minutes[at] / np.float32(60)
@@ -138,14 +151,22 @@ class Sequences:
             torch.from_numpy(lengths).to(device),
             width,
             rows,
+            self.keys[rows],
         )
 
     @staticmethod
-    def _bags(ids: np.ndarray, at: np.ndarray, bag: np.ndarray, bags: int, device: torch.device | str) -> Bags:
+    def _bags(
+        ids: np.ndarray,
+        weight: np.ndarray | None,
+        at: np.ndarray,
+        bag: np.ndarray,
+        bags: int,
+        device: torch.device | str,
+    ) -> Bags:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(bag, minlength=bags))])[:-1]  # bags come in order
         return Bags(
             torch.from_numpy(ids[at].astype(np.int32)).to(device),
-            torch.ones(len(at), device=device),
+            torch.ones(len(at), device=device) if weight is None else torch.from_numpy(weight[at]).to(device),
             torch.from_numpy(offsets.astype(np.int32)).to(device),
             at,
         )
@@ -156,6 +177,13 @@ def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     column = table[name].combine_chunks()
     offsets = column.offsets.to_numpy().astype(np.int64) if len(column) else np.zeros(1, np.int64)
     return offsets, column.values.to_numpy(zero_copy_only=False)
+
+
+def _weights(table: pa.Table, name: str) -> np.ndarray | None:
+    """A column of weights, flat [value] float32; None where all are 1."""
+    if table[name].null_count == table.num_rows:
+        return None
+    return _flat(table, name)[1]
 
 
 def _narrow(ids: np.ndarray) -> np.ndarray:

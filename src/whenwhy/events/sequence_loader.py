@@ -31,7 +31,7 @@ Choose = Callable[[Sequences], np.ndarray]
 #: What a model reads; the numbers and exact times of events are for attribution rows alone.
 COLUMNS = [
     "subject_id", "prediction_time", "label", "split",
-    "step_minutes", "event_step", "event_id", "static_id",
+    "step_minutes", "event_step", "event_id", "event_weight", "static_id", "static_weight",
 ]  # fmt: skip
 
 

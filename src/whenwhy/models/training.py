@@ -25,7 +25,7 @@ from whenwhy.models.checkpoint import checkpoint_files, vocabulary_sha256
 from whenwhy.models.fit_state import forget
 from whenwhy.models.fitting import CLASS_WEIGHTS, SUPERVISE, FitSettings, Fitted, fit, weighing
 from whenwhy.models.folds import FoldSplit, fold_split, outcomes, require_both_classes
-from whenwhy.models.logistic_regression import FittedRegression, counts_of, logistic_regression
+from whenwhy.models.logistic_regression import FittedRegression, inputs_of, logistic_regression
 from whenwhy.models.predictions import scored_shards
 from whenwhy.models.quality import calibration, discrimination
 from whenwhy.schema import HELD_OUT, TRAIN
@@ -191,9 +191,9 @@ def _held_out(
     tables = []
     for shard in scored_shards(fitted.model, source, split.choose(HELD_OUT), device):
         table = shard.sequences.table.select(["subject_id", "prediction_time", "label"]).take(shard.rows)
-        counts = counts_of(shard.sequences, size)[shard.rows]
+        inputs = inputs_of(shard.sequences, size)[shard.rows]
         table = table.append_column("probability", pa.array(shard.probability))
-        tables.append(table.append_column(f"{REGRESSION}probability", pa.array(regression.probability(counts))))
+        tables.append(table.append_column(f"{REGRESSION}probability", pa.array(regression.probability(inputs))))
     return pa.concat_tables(tables)
 
 
