@@ -26,6 +26,7 @@ from whenwhy.events.sequences import TABLE, PrepareSettings, prepare
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.schema import ATTRIBUTION_UNITS, ATTRIBUTIONS, PREDICTIONS
 from whenwhy.shards import StageDirectory
+from whenwhy.statistics.aggregate import aggregate_cells
 
 
 def test_ray_and_inline_write_the_same_bytes(small_run: SmallRun, tmp_path: Path) -> None:
@@ -119,3 +120,60 @@ def test_unfinished_inputs_are_refused(small_run: SmallRun, tmp_path: Path) -> N
     with pytest.raises(UserError, match="unfinished"):
         attribute_shards(tmp_path / "sequences", small_run.model, tmp_path / "attr", AttributeSettings(), INLINE)
     assert not (tmp_path / "attr").exists()
+
+
+@pytest.mark.parametrize("baseline", ["rates", "carried_forward", "reference"])
+def test_absence_has_rows_where_the_baseline_records_something(
+    small_run: SmallRun, tmp_path: Path, baseline: str
+) -> None:
+    settings = AttributeSettings(baseline=baseline)
+    stage = attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", settings, INLINE)
+    sequences = StageDirectory.open(small_run.sequences)
+    told = residual_summary(stage)
+    assert told["maximum"] <= told["tolerance"]
+    some = 0
+    for shard in stage.shards:
+        rows, predictions = stage.read(shard, ROWS).to_pandas(), stage.read(shard, PREDICTION_ROWS).to_pandas()
+        absent = rows[rows.feature_value_id == 0]
+        steps = sequences.read(shard, TABLE)["step_minutes"].to_pylist()
+        dated = absent[absent.step.notna()]
+        assert len(absent) == len(dated) + len(predictions)
+        assert dated.minutes.tolist() == [minute for minutes in steps for minute in minutes]
+        assert (predictions.n_values == [len(r) for r in _values_of(sequences, shard)]).all()
+        some += int((absent.attribution != 0).sum())
+    assert some > 100
+    cells = aggregate_cells([stage.path], tmp_path / "cells")
+    assert sum(cells.read(name, "cells").num_rows for name in cells.shards if "exposure" not in name) > 0
+
+
+def _values_of(sequences: StageDirectory, shard: str) -> list[list[int]]:
+    table = sequences.read(shard, TABLE)
+    return [e + s for e, s in zip(table["event_id"].to_pylist(), table["static_id"].to_pylist(), strict=True)]
+
+
+@pytest.mark.parametrize("target", ["probability", "log_odds:false:true", "unit:3", "unit:3@-2", "logit@1"])
+def test_other_targets_are_complete(small_run: SmallRun, tmp_path: Path, target: str) -> None:
+    settings = AttributeSettings(target=target, tolerance=1e-4)
+    stage = attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", settings, INLINE)
+    told = residual_summary(stage)
+    assert told["n_over_tolerance"] == 0
+    predictions = stage.read(stage.shards[0], PREDICTION_ROWS)
+    assert set(predictions["target"].to_pylist()) == {target}
+    assert len(set(predictions["score"].to_pylist())) > 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"target": "unit:9999"}, "give a unit from 0 to"),
+        ({"target": "log_odds:false:truth"}, "did you mean 'true'"),
+        ({"target": "log_odds:false"}, "'log_odds:false' is no target"),
+        ({"target": "logit@x"}, "whole numbers"),
+        ({"options": {"nodes": "3"}}, "no option 'nodes' in the method 'integrated_gradients'"),
+    ],
+)
+def test_targets_and_options_asked_in_vain(
+    small_run: SmallRun, tmp_path: Path, settings: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", AttributeSettings(**settings), INLINE)

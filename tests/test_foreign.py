@@ -29,7 +29,8 @@ from whenwhy.attribution.attribute_shards import (
     attribute_shards,
     residual_summary,
 )
-from whenwhy.attribution.methods.integrated_gradients import LADDER, gauss_legendre
+from whenwhy.attribution.methods.integrated_gradients import LADDER
+from whenwhy.attribution.paths import gauss_legendre
 from whenwhy.cli import app
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
@@ -152,8 +153,8 @@ def test_integrated_gradients_are_the_dense_ones(name: str) -> None:
     network, model, sequences = of(name)
     batch = sequences.batch(np.arange(len(sequences)))
     found = attribute(model, batch, tolerance=1e3)  # the first rung of the ladder is enough for everybody
-    nodes = int(found.n_nodes[0])
-    assert (found.n_nodes == nodes).all()
+    nodes = int(found.n_evaluations[0])
+    assert (found.n_evaluations == nodes).all()
     at_event = at_static = 0
     for row in range(len(sequences)):
         single = sequences.batch(np.array([row]))
@@ -187,7 +188,7 @@ def test_contributions_are_complete_and_alone_equals_batched(name: str) -> None:
     kinks = name in ("ElmanEveryStep", "Convolution", "MaskedTransformer")  # where quadrature has to give in
     residual = (total - (found.score - found.baseline_score)).abs()
     assert float(residual.max()) < (0.05 if kinks else 1e-4)
-    assert (found.n_nodes[residual > 1e-4] == LADDER[-1]).all()
+    assert (found.n_evaluations[residual > 1e-4] == LADDER[-1]).all()
     assert float((found.score - found.baseline_score).abs().max()) > 0.1
     for place, row in enumerate(batch.rows[:6]):
         alone = attribute(model, sequences.batch(np.array([row])), tolerance=1e-4)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicas.integrated_gradients import dense_integrated_gradients, dense_score
-from whenwhy.attribution import LAWS, Attributions, attribute, registered_methods
+from whenwhy.attribution import BASELINES, LAWS, Attributions, Population, attribute, population_of, registered_methods
 from whenwhy.attribution.attribute import TOLERANCE
+from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.methods import integrated_gradients as integrated_gradients_module
 from whenwhy.errors import UserError
@@ -79,9 +80,16 @@ def everything(sequences: Sequences) -> SequenceBatch:
     return sequences.batch(np.arange(len(sequences)))
 
 
+def population() -> Population:
+    """Other patients than those of the tests."""
+    return population_of([everything(cohort(99))], SIZE, np.arange(SIZE) % 7 - 1, everything(cohort(98)))
+
+
 def totals(batch: SequenceBatch, found: Attributions) -> torch.Tensor:
     """The sum of each prediction's attributions [patient]."""
     total = torch.zeros(len(batch), dtype=torch.float64)
+    for parts in found.absent.values():
+        total += parts.double().reshape(len(batch), -1).sum(1)
     for name, per_patient in ((EVENTS, batch.n_steps), (STATIC, 1)):
         bags = batch.streams[name]
         ends = torch.cat([bags.offsets[1:], torch.tensor([len(bags.ids)])])
@@ -101,14 +109,15 @@ def test_every_law_is_kept_by_some_method_and_every_method_states_some() -> None
 
 @pytest.mark.parametrize("method", keeping("completeness"))
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), scale=st.floats(0.5, 4))
-def test_completeness(method: str, seed: int, scale: float) -> None:
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.5, 4), baseline=st.sampled_from(sorted(BASELINES)))
+def test_completeness(method: str, seed: int, scale: float, baseline: str) -> None:
     batch, model = everything(cohort(seed)), model_of(seed, scale)
-    found = attribute(model, batch, method=method, tolerance=1e-4)
+    found = attribute(model, batch, method=method, baseline=baseline, population=population(), tolerance=1e-4)
     residual = (totals(batch, found) - (found.score - found.baseline_score)).abs()
+    torch.testing.assert_close(found.residual.abs(), residual, rtol=0, atol=1e-9)
     missed = residual > 1e-4
     # Only a sequence that was given every node there is may miss, and it is the one that is reported.
-    assert (found.n_nodes[missed] == integrated_gradients_module.LADDER[-1]).all()
+    assert (found.n_evaluations[missed] == integrated_gradients_module.LADDER[-1]).all()
     assert missed.sum() <= 1
 
 
@@ -153,13 +162,11 @@ def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
 def test_zero_on_padding(method: str) -> None:
     sequences, model = cohort(4), model_of(4)
     batch = everything(sequences)
-    path = registered_methods()[method].compute(
-        model, {n: t.detach() for n, t in model.embed(batch).items()}, batch.lengths, 1e-4
-    )
+    found = attribute(model, batch, method=method, baseline="rates", population=population())
     padded = torch.arange(batch.n_steps)[None] >= batch.lengths[:, None]
     assert padded.any()
-    assert (path.gradients[EVENTS][padded] == 0).all()
-    assert (path.gradients[EVENTS][~padded] != 0).any()
+    assert (found.absent[EVENTS][padded] == 0).all()
+    assert (found.absent[EVENTS][~padded] != 0).any()
 
 
 @pytest.mark.parametrize("method", keeping("dummy"))
@@ -212,7 +219,7 @@ def test_integrated_gradients_equals_its_replica(seed: int) -> None:
         for place in record["static_id"]:
             static[place] += 1
         assert abs(dense_score(parameters, events, static) - found.score[row]) < 1e-9
-        dense_events, dense_static = dense_integrated_gradients(parameters, events, static, nodes=1500)
+        dense_events, dense_static = dense_integrated_gradients(parameters, events, static, nodes=400)
         single = sequences.batch(np.array([row]))
         own = attribute(model, single, tolerance=1e-12)
         sparse = torch.zeros_like(events).view(-1)
@@ -228,7 +235,7 @@ def test_integrated_gradients_equals_its_replica(seed: int) -> None:
 
 def test_nodes_are_added_only_where_they_are_needed() -> None:
     batch, model = everything(cohort(8)), model_of(8, scale=3.0)
-    nodes = attribute(model, batch, tolerance=1e-7).n_nodes
+    nodes = attribute(model, batch, tolerance=1e-7).n_evaluations
     assert nodes[0] == 8 or len(batch.streams[STATIC].ids)  # the record without steps is nearly straight
     assert len(torch.unique(nodes)) > 1
 
@@ -269,3 +276,88 @@ def test_gradients_on_a_gpu_work_in_evaluation_mode_and_agree() -> None:
     there = attribute(model.cuda(), sequences.batch(np.arange(len(sequences)), "cuda"))
     for name in here.streams:
         torch.testing.assert_close(there.streams[name].cpu(), here.streams[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("baseline", sorted(set(BASELINES) - {"empty"}))
+def test_baselines_are_those_of_dense_records(baseline: str) -> None:
+    """Each baseline as a multi-hot record: the linear model's effects tell what every value and absence adds."""
+    sequences, model, of = cohort(7), LinearModel(7), population()
+    batch = everything(sequences)
+    found = attribute(model, batch, method="gradient_times_input", baseline=baseline, population=of)  # type: ignore[arg-type]
+    code = np.arange(SIZE) % 7 - 1
+    references = cohort(98).table.to_pylist()
+    dense: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for row, record in enumerate(sequences.table.to_pylist()):
+        steps = len(record["step_minutes"])
+        events, static = np.zeros((steps, SIZE)), np.zeros(SIZE)
+        here: list[list[int]] = [[] for _ in range(steps)]
+        for step, place in zip(record["event_step"], record["event_id"], strict=True):
+            here[step].append(place)
+        if baseline == "rates":
+            others = cohort(99).table.to_pylist()
+            total = sum(len(other["step_minutes"]) for other in others)
+            for other in others:
+                for place in other["event_id"]:
+                    events[:, place] += 1 / total
+                for place in other["static_id"]:
+                    static[place] += 1 / len(others)
+        elif baseline == "carried_forward":
+            for step in range(steps):
+                for kind in {code[place] for place in here[step]} - {-1}:
+                    before = [s for s in range(step) if any(code[p] == kind for p in here[s])]
+                    for place in here[before[-1]] if before else []:
+                        events[step, place] += code[place] == kind
+            for place in record["static_id"]:
+                static[place] += 1
+        else:
+            drawn = None  # the one whose score it is
+            for other in references:
+                length = len(other["step_minutes"])
+                tried, tried_static = np.zeros((steps, SIZE)), np.zeros(SIZE)
+                for step, place in zip(other["event_step"], other["event_id"], strict=True):
+                    if step + steps - length >= 0:
+                        tried[step + steps - length, place] += 1
+                for place in other["static_id"]:
+                    tried_static[place] += 1
+                score = float(np.sum(tried @ model.effect[EVENTS].numpy())) + 0.5
+                score += float((tried_static @ model.effect[STATIC].numpy()).sum())
+                if abs(score - float(found.baseline_score[row])) < 1e-6:
+                    drawn = tried, tried_static
+            assert drawn is not None
+            events, static = drawn
+        dense[row] = events, static
+        score = float((events @ model.effect[EVENTS].numpy()).sum() + (static @ model.effect[STATIC].numpy()).sum())
+        assert abs(score + 0.5 - float(found.baseline_score[row])) < 1e-5
+        # What each step's values and absence add, together and apart.
+        own = np.zeros((steps, SIZE))
+        for step, places in enumerate(here):
+            for place in places:
+                own[step, place] += 1
+        effect = model.effect[EVENTS].numpy()[:, 0]
+        absent = -(np.where(own > 0, 0, events) @ effect)
+        np.testing.assert_allclose(found.absent[EVENTS][row, :steps], absent, atol=1e-5)
+    for name, per_patient in ((EVENTS, batch.n_steps), (STATIC, 1)):
+        bags = batch.streams[name]
+        ends = np.append(bags.offsets.numpy(), len(bags.ids))
+        for bag in range(len(bags.offsets)):
+            row, step = divmod(bag, per_patient)
+            ids = bags.ids[ends[bag] : ends[bag + 1]].tolist()
+            for at, place in enumerate(ids, start=ends[bag]):
+                theirs = dense[row][0][step] if name == EVENTS else dense[row][1]
+                expected = (1 - theirs[place] / ids.count(place)) * float(model.effect[name][place])
+                assert abs(float(found.streams[name][at]) - expected) < 1e-5
+
+
+def test_draws_belong_to_predictions_and_are_uniform() -> None:
+    keys = everything(cohort(3, patients=400)).keys
+    whole = Draws(keys, 5).uniform(2, (400, 7, 3)).numpy()
+    some = Draws(keys[[9, 4]], 5).uniform(2, (2, 9, 3)).numpy()
+    assert (some[:, :7] == whole[[9, 4]]).all()
+    flat = np.sort(whole.ravel())
+    assert np.abs(flat - (np.arange(len(flat)) + 0.5) / len(flat)).max() < 0.02
+    assert len(np.unique(flat)) == len(flat)
+    assert abs(np.corrcoef(whole.reshape(400, -1).T) - np.eye(21)).max() < 0.25
+    assert (Draws(keys, 6).uniform(2, (400, 7, 3)).numpy() != whole).all()
+    normal = Draws(keys, 5).normal(2, (400, 7, 3)).numpy()
+    assert abs(normal.mean()) < 0.05
+    assert abs(normal.std() - 1) < 0.05

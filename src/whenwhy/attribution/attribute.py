@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from whenwhy.attribution.baselines import BASELINES, Population, given_baseline
+from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import method_named
-from whenwhy.errors import UserError, unknown_name
+from whenwhy.attribution.targets import Target, target_named
+from whenwhy.errors import unknown_name
 from whenwhy.events.sequence_batch import SequenceBatch
-from whenwhy.models.sequence_model import SequenceModel
+from whenwhy.models.sequence_model import Embedded, SequenceModel, classes_of
 
 #: Score units (of a logit) by which attributions may miss the score difference: an odds ratio of 1.0001.
 TOLERANCE = 1e-4
-
-BASELINES = ("empty",)
-TARGETS = ("logit",)
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,25 @@ class Attributions:
     Attributes:
         streams: a tensor [value] a stream, in the order of `batch.streams[name].ids`.
         score, baseline_score: [patient], what the model says of the record and of the baseline.
-        n_nodes: [patient] int32, quadrature nodes.
+        n_evaluations: [patient] int32, model evaluations that it took; of path methods, quadrature nodes.
+        absent: what the baseline records and the record does not, events [patient, step], static
+            [patient]; empty where the baseline records nothing.
+        probabilities: [patient, class] float64, what the model says of the whole record; classes: their names.
+        residual: [patient] float64, the sum of all contributions less (score - baseline_score).
+        spread: as `streams`, the standard deviation of methods that draw; empty for others.
+        notes: [patient] each, what the method tells beside, by name.
     """
 
     streams: dict[str, torch.Tensor]
     score: torch.Tensor
     baseline_score: torch.Tensor
-    n_nodes: torch.Tensor
+    n_evaluations: torch.Tensor
+    residual: torch.Tensor
+    probabilities: torch.Tensor
+    classes: tuple[str, ...]
+    absent: Embedded = field(default_factory=dict)
+    spread: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def attribute(
@@ -40,18 +54,26 @@ def attribute(
     *,
     method: str = "integrated_gradients",
     baseline: str = "empty",
-    target: str = "logit",
+    target: str | Target = "logit",
     tolerance: float = TOLERANCE,
+    population: Population | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> Attributions:
     """The contribution of every recorded feature value to the score of its prediction.
 
     Args:
-        baseline: "empty": the same steps with nothing recorded, and nothing static.
-        target: "logit": of the positive class.
-        tolerance: of completeness, in score units, for methods that keep it.
+        method: a name of `registered_methods`.
+        baseline: "empty", "rates", "carried_forward" or "reference"; see `BASELINES`.
+        target: "logit", "probability", "log_odds:A:B" or "unit:K", each also with "@STEP"; see `target_named`.
+        tolerance: of completeness, in units of the score, for methods that keep it; what misses it is in
+            `residual`.
+        population: what baselines other than "empty" know of training patients; see `population_of`.
+        seed: of methods and baselines that draw; a prediction's draws are its own, in any batch.
+        options: of the method, by name.
 
     Raises:
-        UserError: no such method, baseline or target; or scores that are not finite.
+        UserError: no such method, baseline, target or option; or scores that are not finite.
 
     Example:
         >>> import numpy as np, pyarrow as pa
@@ -66,36 +88,26 @@ def attribute(
         >>> bool((total - (found.score - found.baseline_score)).abs() < 1e-4)
         True
     """
-    compute = method_named(method).compute
-    check_names(baseline, target)
-    batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
-    weights = {name: bags.weights.detach().clone().requires_grad_() for name, bags in batch.streams.items()}
-    with torch.enable_grad():
-        embedded = model.embed(batch, weights)
-    path = compute(model, {name: tensor.detach() for name, tensor in embedded.items()}, batch.lengths, tolerance)
-    if not torch.isfinite(path.score).all():
-        raise UserError("The model's score is not finite (NaN or infinite): check its weights.")
-    # The gradient with respect to the bag weights: each value's embedding row times its place's gradient.
-    names = [name for name in embedded if len(batch.streams[name].ids)]
-    per_weight = (
-        torch.autograd.grad(
-            [embedded[name] for name in names],
-            [weights[name] for name in names],
-            [path.gradients[name] for name in names],
-            materialize_grads=True,
-        )
-        if names
-        else ()
-    )
-    streams = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for name, gradient in zip(names, per_weight, strict=True):
-        streams[name] = (weights[name] * gradient).detach()
-    return Attributions(streams, path.score, path.baseline_score, path.n_nodes)
-
-
-def check_names(baseline: str, target: str) -> None:
-    """Raises `UserError` for a baseline or target that does not exist."""
+    chosen = method_named(method)
+    asked = chosen.with_options(options or {})
+    if isinstance(target, str):
+        target = target_named(target)
     if baseline not in BASELINES:
         raise unknown_name("baseline", baseline, BASELINES)
-    if target not in TARGETS:
-        raise unknown_name("target", target, TARGETS)
+    batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
+    given = given_baseline(baseline, model, batch, population, seed)
+    question = Question(model, batch, given, target, tolerance, seed)
+    found = chosen.compute(question, **asked)
+    total = question.totals(found.contributions)
+    return Attributions(
+        found.contributions.values,
+        question.score,
+        question.baseline_score,
+        found.n_evaluations,
+        total - (question.score.double() - question.baseline_score.double()),
+        question.probabilities,
+        classes_of(model),
+        found.contributions.absent,
+        found.spread.values if found.spread else {},
+        found.notes,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +13,14 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from whenwhy import __version__
-from whenwhy.attribution.attribute import TOLERANCE, attribute, check_names
+from whenwhy.attribution.attribute import TOLERANCE, attribute
 from whenwhy.attribution.attribution_table import attribution_tables
+from whenwhy.attribution.baselines import BASELINES, EMPTY
+from whenwhy.attribution.population import POPULATION, population_tables, read_population
 from whenwhy.attribution.registry import method_named
+from whenwhy.attribution.targets import target_named
 from whenwhy.engine import Workers, run
-from whenwhy.errors import UserError
+from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY, shard_place
 from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
@@ -37,6 +41,8 @@ class AttributeSettings:
 
     Attributes:
         tolerance: of completeness, in score units.
+        options: of the method; those that are not named have their defaults.
+        seed: of methods and baselines that draw.
         batch_patients, batch_steps: the most sequences, and padded steps, that share a batch.
     """
 
@@ -44,6 +50,8 @@ class AttributeSettings:
     baseline: str = "empty"
     target: str = "logit"
     tolerance: float = TOLERANCE
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
     batch_patients: int = 256
     batch_steps: int = 4096
 
@@ -65,8 +73,11 @@ def attribute_shards(
 
     Example: `attribute_shards(Path("seq"), Path("model"), Path("attr"), AttributeSettings())`
     """
-    method_named(settings.method)
-    check_names(settings.baseline, settings.target)
+    options = method_named(settings.method).with_options(settings.options)
+    target = target_named(settings.target)
+    settings = replace(settings, options=options, target=target.name)
+    if settings.baseline not in BASELINES:
+        raise unknown_name("baseline", settings.baseline, BASELINES)
     if not settings.tolerance > 0 or settings.batch_patients < 1 or settings.batch_steps < 1:
         raise UserError("attribute needs a tolerance above 0 and batches of at least one sequence and step.")
     sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
@@ -86,7 +97,7 @@ def attribute_shards(
         settings=asdict(settings),
         inputs={"sequences": sequences.as_growing_input(), "model": as_input},
         shards=sequences.manifest["shards"],
-        besides=[ABOUT],
+        besides=[ABOUT] if settings.baseline == EMPTY else [ABOUT, POPULATION],
         code_version=__version__,
     )
     for generation in sequences.generations[len(stage.generations) :]:
@@ -94,7 +105,9 @@ def attribute_shards(
     vocabulary = {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}
     if "quality" in about and not stage.has(ABOUT):
         stage.publish(ABOUT, vocabulary, about)
-    missing = [name for name in stage.missing() if name != ABOUT]
+    if settings.baseline != EMPTY and not stage.has(POPULATION):
+        stage.publish(POPULATION, population_tables(sequences))
+    missing = [name for name in stage.missing() if name not in (ABOUT, POPULATION)]
     task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
     finished = len(stage.shards) - len(missing)
     run(task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
@@ -122,6 +135,7 @@ class AttributeShard:
         else:
             model = load_model(StageDirectory.open(Path(self.model), "train"), device)
         asked = AttributeSettings(**stage.settings)
+        population = None if asked.baseline == EMPTY else read_population(stage, device)
 
         def one_shard(key: str) -> int:
             sequences = Sequences(source.read(key, TABLE))
@@ -141,6 +155,9 @@ class AttributeShard:
                         baseline=asked.baseline,
                         target=asked.target,
                         tolerance=asked.tolerance,
+                        population=population,
+                        seed=asked.seed,
+                        options=asked.options,
                     ),
                 )
                 for batch in batches

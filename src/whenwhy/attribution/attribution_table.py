@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from whenwhy.attribution.attribute import Attributions
+from whenwhy.attribution.targets import target_named
 from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch, Sequences
-from whenwhy.schema import ATTRIBUTIONS, PREDICTIONS, on_grid
+from whenwhy.schema import ATTRIBUTIONS, EVERYTHING_ABSENT, PREDICTIONS, on_grid
 
 
 def attribution_tables(
@@ -17,21 +18,43 @@ def attribution_tables(
 ) -> tuple[pa.Table, pa.Table]:
     """Tables of `schema.ATTRIBUTIONS`, sorted by feature value, and of `schema.PREDICTIONS`, one row a sequence.
 
-    A prediction's id is its row in the shard, counted from `first_id`. The residual is that of the rows as
-    they are stored, on the grid.
+    `probability` is that of the class that the target names, else of the positive one, else of the predicted one.
+    A prediction's id is its row in the shard, counted from `first_id`. Where the baselines record something, each
+    step has a row of "everything absent" too, and so have the static values. The residual is that of the rows
+    as they are stored, on the grid.
     """
     count = len(sequences)
     contribution = {
         EVENTS: np.zeros(len(sequences.event_id)),
         STATIC: np.zeros(len(sequences.static_id)),
     }
+    absent = {EVENTS: np.zeros(int(sequences.n_steps.sum())), STATIC: np.zeros(count)}
+    tells_absence = False
+    predicted, probability = np.full(count, "", dtype=object), np.zeros(count)
+    of_class = target_named(target).classes[:1]
     score, baseline, nodes = np.zeros(count), np.zeros(count), np.zeros(count, dtype=np.int32)
     for batch, found in attributed:
         for name, values in found.streams.items():
             contribution[name][batch.streams[name].at] = values.double().cpu().numpy()
+        for name, parts in found.absent.items():
+            tells_absence = True
+            told = parts.double().cpu().numpy()
+            if name == STATIC:
+                absent[STATIC][batch.rows] = told
+            else:
+                lengths = sequences.n_steps[batch.rows]
+                patient = np.repeat(np.arange(len(batch)), lengths)
+                step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                absent[EVENTS][sequences.step_offsets[batch.rows][patient] + step] = told[patient, step]
         score[batch.rows] = found.score.double().cpu().numpy()
+        told = found.probabilities.cpu().numpy()
+        # Ties go to the class that is named later: a probability of one half predicts the positive class.
+        most = told.shape[1] - 1 - told[:, ::-1].argmax(1)
+        predicted[batch.rows] = [found.classes[at] for at in most]
+        shown = found.classes.index(of_class[0]) if of_class else 1 if told.shape[1] == 2 else most
+        probability[batch.rows] = told[np.arange(len(told)), shown]
         baseline[batch.rows] = found.baseline_score.double().cpu().numpy()
-        nodes[batch.rows] = found.n_nodes.cpu().numpy()
+        nodes[batch.rows] = found.n_evaluations.cpu().numpy()
 
     n_events, n_static = len(sequences.event_id), len(sequences.static_id)
     row = np.concatenate(
@@ -44,6 +67,18 @@ def attribution_tables(
     minutes = np.zeros(n_events + n_static, dtype=np.int32)
     minutes[dated] = sequences.event_minutes
     attribution = on_grid(np.concatenate([contribution[EVENTS], contribution[STATIC]]))
+
+    n_values = np.bincount(row, minlength=count)
+    if tells_absence:
+        n_steps = sequences.n_steps
+        row = np.concatenate([row, np.repeat(np.arange(count), n_steps), np.arange(count)])
+        ids = np.concatenate([ids, np.full(len(row) - len(ids), EVERYTHING_ABSENT, dtype=np.int32)])
+        value = np.concatenate([value, np.full(len(row) - len(value), np.nan, dtype=np.float32)])
+        of_step = np.arange(n_steps.sum()) - np.repeat(np.cumsum(n_steps) - n_steps, n_steps)
+        step = np.concatenate([step, of_step, np.zeros(count)]).astype(np.int32)
+        minutes = np.concatenate([minutes, sequences.step_minutes, np.zeros(count)]).astype(np.int32)
+        dated = np.concatenate([dated, np.full(int(n_steps.sum()), True), np.full(count, False)])
+        attribution = np.concatenate([attribution, on_grid(np.concatenate([absent[EVENTS], absent[STATIC]]))])
 
     order = np.lexsort((value, step, row, ids))
     static = ~dated[order]
@@ -60,7 +95,6 @@ def attribution_tables(
     ).cast(ATTRIBUTIONS)
 
     total = np.bincount(row, weights=attribution.astype(np.float64), minlength=count)
-    probability = 1 / (1 + np.exp(-score))
     steps = sequences.n_steps
     table = sequences.table
     predictions = pa.table(
@@ -70,7 +104,7 @@ def attribution_tables(
             "prediction_time": table["prediction_time"],
             "target": pa.array([target] * count, pa.string()),
             "label": table["label"],
-            "predicted": pa.array(np.where(probability >= 0.5, "true", "false"), pa.string()),
+            "predicted": pa.array(predicted, pa.string()),
             "split": table["split"],
             "score": score,
             "baseline_score": baseline,
@@ -79,7 +113,7 @@ def attribution_tables(
             "source": table["source"],
             "n_nodes": nodes,
             "n_steps": steps.astype(np.int32),
-            "n_values": np.bincount(row, minlength=count).astype(np.int32),
+            "n_values": n_values.astype(np.int32),
             "history_minutes": table["history_minutes"],
             "anchor_minutes": table["anchor_minutes"],
             "strata": table["strata"],

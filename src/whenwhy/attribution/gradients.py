@@ -1,4 +1,4 @@
-"""Gradients of a model's score with respect to its embeddings."""
+"""Recurrent layers whose backward pass is at hand on every device."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from whenwhy.models.sequence_model import Embedded, SequenceModel
-
-
-def score_gradients(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> tuple[torch.Tensor, Embedded]:
-    """The scores [patient], detached, and their gradients with respect to each stream's embeddings.
-
-    Patients do not see each other, so the gradient of the sum is each one's own gradient.
-    """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in embedded.items()}
-    with torch.enable_grad(), recurrence_with_gradients(model):
-        score = model.score(leaves, lengths)
-        gradients = torch.autograd.grad(score.sum(), list(leaves.values()), materialize_grads=True)
-    return score.detach(), dict(zip(leaves, gradients, strict=True))
+from whenwhy.models.sequence_model import SequenceModel
 
 
 @contextmanager

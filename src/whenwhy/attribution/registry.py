@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from whenwhy.errors import unknown_name
+from whenwhy.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     import torch
 
-    from whenwhy.models.sequence_model import Embedded, SequenceModel
+    from whenwhy.attribution.question import Contributions
 
 #: What a method may promise; `tests/method_laws/` has one test for each.
 LAWS = {
@@ -27,46 +28,92 @@ LAWS = {
 
 
 @dataclass(frozen=True)
-class PathGradients:
+class Explanation:
     """What a method says of a batch.
 
     Attributes:
-        gradients: a tensor a stream, shaped as the embeddings: an attribution is the embedding of a
-            weighted feature value, times this.
-        score, baseline_score: [patient].
-        n_nodes: [patient] int32, model evaluations with gradient.
+        contributions: a number a value, and for what is absent.
+        n_evaluations: [patient] int32, model evaluations that it took.
+        spread: the standard deviation of each contribution, of methods that draw.
+        notes: [patient] each, what the method tells beside, by name.
     """
 
-    gradients: Embedded
-    score: torch.Tensor
-    baseline_score: torch.Tensor
-    n_nodes: torch.Tensor
+    contributions: Contributions
+    n_evaluations: torch.Tensor
+    spread: Contributions | None = None
+    notes: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-Compute = Callable[["SequenceModel", "Embedded", "torch.Tensor", float], PathGradients]
+#: A method: a question, and its own options by keyword.
+Compute = Callable[..., Explanation]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: `compute(model, embedded, lengths, tolerance)` gives its `PathGradients`."""
+    """A registered method; `compute(question, **options)` gives its `Explanation`.
+
+    Attributes:
+        family: gradients, relevance, decomposition, perturbation, learned or attention.
+        laws: names of LAWS that it keeps.
+        tells_absence: its contributions along the way tell what not having a feature value adds.
+    """
 
     name: str
+    family: str
     describes: str
     laws: frozenset[str]
     compute: Compute
+    tells_absence: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options and their defaults."""
+        parameters = list(inspect.signature(self.compute).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+    def with_options(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """All options, those asked for as the type of their defaults.
+
+        Raises:
+            UserError: an option that the method does not have, or a value of another type.
+        """
+        known = self.options
+        told = dict(known)
+        for name, value in asked.items():
+            if name not in known:
+                raise unknown_name("option", name, known, f"the method '{self.name}'")
+            try:
+                told[name] = _as(type(known[name]), value)
+            except ValueError:
+                kind = type(known[name]).__name__
+                raise UserError(f"The option {name} of '{self.name}' is a {kind}, not '{value}'.") from None
+        return told
+
+
+def _as(kind: type, value: Any) -> Any:
+    """A value, or how it is written, as a type."""
+    if kind is bool and isinstance(value, str):
+        if value.lower() not in ("true", "false"):
+            raise ValueError(value)
+        return value.lower() == "true"
+    if isinstance(value, str) or (kind is float and isinstance(value, int) and not isinstance(value, bool)):
+        return kind(value)
+    if type(value) is not kind:
+        raise ValueError(value)
+    return value
 
 
 _METHODS: dict[str, Method] = {}
 
 
-def method(describes: str, laws: set[str]) -> Callable[[Compute], Compute]:
+def method(family: str, describes: str, laws: set[str], *, tells_absence: bool = False) -> Callable[[Compute], Compute]:
     """Registers the decorated function under its own name, with the laws that it keeps."""
     unknown = laws - set(LAWS)
     assert not unknown, f"no such law: {unknown}"
 
     def register(compute: Compute) -> Compute:
         name = compute.__name__
-        _METHODS[name] = Method(name, describes, frozenset(laws), compute)
+        _METHODS[name] = Method(name, family, describes, frozenset(laws), compute, tells_absence)
         return compute
 
     return register
@@ -76,8 +123,8 @@ def registered_methods() -> dict[str, Method]:
     """Every method by name.
 
     Example:
-        >>> sorted(registered_methods())
-        ['gradient_times_input', 'integrated_gradients']
+        >>> "integrated_gradients" in registered_methods()
+        True
     """
     package = f"{__name__.rpartition('.')[0]}.methods"
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):

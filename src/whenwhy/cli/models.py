@@ -109,9 +109,22 @@ def attribute_command(
     ],
     out_path: Annotated[Path, typer.Option("--out", help="The attributions to write or resume.", metavar="ATTR")],
     method: Annotated[str, typer.Option(help="See `whenwhy info methods`.")] = "integrated_gradients",
-    baseline: Annotated[str, typer.Option(help="What the record is compared with.")] = "empty",
-    target: Annotated[str, typer.Option(help="The score that is explained.")] = "logit",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the method, name=value; may be given again.", metavar="NAME=VALUE"),
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="What the record is compared with: empty, rates, carried_forward or reference.")
+    ] = "empty",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What is explained: logit, probability, log_odds:A:B or unit:K; @STEP cuts the record after a step "
+            "(from 0, or -1 for the last)."
+        ),
+    ] = "logit",
     tolerance: Annotated[float, typer.Option(help="Of completeness, in score units.")] = 1e-4,
+    seed: Annotated[int, typer.Option(help="Of methods and baselines that draw.")] = 0,
     weights: Annotated[
         Path | None, typer.Option(help="Your network's weights: .safetensors, or .pt, .pth, .ckpt, .bin.")
     ] = None,
@@ -134,7 +147,7 @@ def attribute_command(
     from whenwhy.attribution.attribute_shards import ABOUT, AttributeSettings, attribute_shards, residual_sentence
     from whenwhy.models.foreign.named import ForeignSource, proof_sentence
 
-    settings = AttributeSettings(method, baseline, target, tolerance)
+    settings = AttributeSettings(method, baseline, target, tolerance, _named_options(option or []), seed)
     foreign = ForeignSource(model, weights, arguments, output, static_in, vocabulary, trust)
     own = Path(model).exists() or ":" not in model
     if own and foreign != ForeignSource(model):
@@ -148,3 +161,14 @@ def attribute_command(
     if not own:
         out.print(f"{proof_sentence(stage.entry(ABOUT).summary['foreign'])}.", soft_wrap=True)
     out.print(f"Wrote {out_path} (run {stage.run_id}): {residual_sentence(stage)}.", soft_wrap=True)
+
+
+def _named_options(told: list[str]) -> dict[str, str]:
+    """Options by name, as they are written."""
+    options = {}
+    for text in told:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--option {text} is no NAME=VALUE: write e.g. --option samples=25.")
+        options[name] = value
+    return options

@@ -43,6 +43,14 @@ class Classifier(nn.Module):
         """
         raise UserError(f"A model has scores at every step only if it reads forwards: {self.not_causal}.")
 
+    def states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The states after each step [patient, step, unit].
+
+        Raises:
+            UserError: the model has none that belong to the steps.
+        """
+        raise UserError("The model has no states that belong to the steps one by one: name a target other than unit.")
+
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
         """The logit of the positive class [patient]."""
         return self.score(self.embed(batch), batch.lengths)

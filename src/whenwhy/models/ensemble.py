@@ -57,6 +57,15 @@ class Ensemble(Classifier):
         told = zip(self.members, self._shares(embedded), strict=True)
         return torch.stack([member.step_scores(share, lengths) for member, share in told]).mean(0)
 
+    def states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The members' states after each step, side by side [patient, step, unit].
+
+        Raises:
+            UserError: the members have none that belong to the steps.
+        """
+        told = zip(self.members, self._shares(embedded), strict=True)
+        return torch.cat([member.states(share, lengths) for member, share in told], dim=-1)
+
     def _shares(self, embedded: Embedded) -> list[Embedded]:
         """Each member's own part of an embedding."""
         parts = {stream: tensor.chunk(len(self.member), dim=-1) for stream, tensor in embedded.items()}

@@ -79,6 +79,10 @@ class RecurrentClassifier(BagClassifier):
         pooled = self._pooled_prefixes(self._states(embedded, lengths))  # [patient, step, width]
         return self._read(pooled, embedded[STATIC].unsqueeze(1).expand(-1, pooled.shape[1], -1))
 
+    def states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The last layer's states after each step [patient, step, width]; padding says nothing."""
+        return self._states(embedded, lengths)[:, 1:]
+
     def _read(self, pooled: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
         logit: torch.Tensor = self.head(self.drop(torch.cat([pooled, static], dim=-1))).squeeze(-1)
         return logit

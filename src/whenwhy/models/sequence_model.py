@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Bags, SequenceBatch
 
 #: One tensor a stream: "events" [patient, step, hidden], "static" [patient, hidden].
@@ -40,6 +41,41 @@ class StepwiseModel(SequenceModel, Protocol):
     def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """What `score` would say of the record cut after each step [patient, step]; padding says nothing."""
         ...
+
+
+#: The classes of a model that tells one logit.
+TWO_CLASSES = ("false", "true")
+
+
+def classes_of(model: SequenceModel) -> tuple[str, ...]:
+    """The names of a model's classes, in the order of its logits."""
+    return tuple(getattr(model, "classes", TWO_CLASSES))
+
+
+def logits_of(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+    """The model's outputs [patient, class], whose softmax are the probabilities; of one logit, 0 stands for "false"."""
+    if hasattr(model, "logits"):
+        found: torch.Tensor = model.logits(embedded, lengths)
+        return found
+    return _beside_zero(model.score(embedded, lengths))
+
+
+def step_logits_of(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+    """What `logits_of` would say of the record cut after each step [patient, step, class].
+
+    Raises:
+        UserError: the model has no scores at the steps of a record.
+    """
+    if hasattr(model, "step_logits"):
+        found: torch.Tensor = model.step_logits(embedded, lengths)
+        return found
+    if not hasattr(model, "step_scores"):
+        raise UserError("The model has no scores at the steps of a record: name a target without @STEP.")
+    return _beside_zero(model.step_scores(embedded, lengths))
+
+
+def _beside_zero(score: torch.Tensor) -> torch.Tensor:
+    return torch.stack([torch.zeros_like(score), score], dim=-1)
 
 
 def embed_bags(table: torch.Tensor, bags: Bags, weights: torch.Tensor | None = None) -> torch.Tensor:

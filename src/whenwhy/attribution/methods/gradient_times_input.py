@@ -1,23 +1,20 @@
-"""Gradient times input: the slope at the record itself."""
+"""Gradient times input: the slope at the record itself.
+
+Shrikumar, Greenside, Shcherbina and Kundaje, "Not just a black box", arXiv 1605.01713.
+"""
 
 from __future__ import annotations
 
-import torch
-
-from whenwhy.attribution.gradients import score_gradients
-from whenwhy.attribution.registry import PathGradients, method
-from whenwhy.models.sequence_model import Embedded, SequenceModel
+from whenwhy.attribution.question import Question
+from whenwhy.attribution.registry import Explanation, method
 
 
 @method(
-    "the slope at the record itself: one pass, not complete",
+    "gradients",
+    "the slope at the record itself, times the way from the baseline: one pass, not complete",
     laws={"linearity", "zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
 )
-def gradient_times_input(
-    model: SequenceModel, embedded: Embedded, lengths: torch.Tensor, tolerance: float
-) -> PathGradients:
-    """The gradient of the score at the record. `tolerance` does not apply."""
-    score, gradients = score_gradients(model, embedded, lengths)
-    with torch.no_grad():
-        empty = model.score({name: torch.zeros_like(tensor) for name, tensor in embedded.items()}, lengths)
-    return PathGradients(gradients, score, empty, torch.ones_like(lengths, dtype=torch.int32))
+def gradient_times_input(question: Question) -> Explanation:
+    """The gradient of the score at the record, times the way from the baseline."""
+    gradients = question.gradients_at(question.embedded)
+    return Explanation(question.contributions(gradients), question.evaluations(1))

@@ -1,0 +1,243 @@
+"""What a record is compared with: nothing, the population's rates, its own earlier values, or other patients.
+
+A baseline other than the empty record records something itself. What both record cancels value by value; what the
+baseline records and the record does not is told in rows of "everything absent".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from whenwhy.attribution.draws import Draws
+from whenwhy.errors import UserError, unknown_name
+from whenwhy.events.sequence_batch import EVENTS, STATIC, Bags, SequenceBatch
+from whenwhy.models.sequence_model import Embedded, SequenceModel
+
+EMPTY, RATES, CARRIED_FORWARD, REFERENCE = "empty", "rates", "carried_forward", "reference"
+BASELINES = {
+    EMPTY: "the same steps with nothing recorded, and nothing static",
+    RATES: "each step records what training patients record in a step on average",
+    CARRIED_FORWARD: "each step records what the step before recorded of the same codes, and nothing else",
+    REFERENCE: "the records of training patients, aligned at the prediction",
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A batch's baselines.
+
+    Attributes:
+        embedded: a tensor a stream, shaped as the records' embeddings; empty where nothing is recorded.
+        matched: [value] a stream, what the baseline weighs of the record's own values.
+    """
+
+    embedded: Embedded
+    matched: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Population:
+    """What baselines know of the training patients.
+
+    Attributes:
+        step_rates: [feature value] float32, the mean weight in a step of a record; static_rates: in a record.
+        code: [feature value] the number of the code that a value belongs to, -1 for none.
+        references: records of training patients.
+    """
+
+    step_rates: torch.Tensor
+    static_rates: torch.Tensor
+    code: torch.Tensor
+    references: SequenceBatch | None = None
+
+
+def bag_of(bags: Bags) -> torch.Tensor:
+    """Which bag each value lies in [value] int64."""
+    end = torch.cat([bags.offsets, bags.offsets.new_tensor([len(bags.ids)])])
+    return torch.repeat_interleave(torch.arange(len(bags.offsets), device=end.device), torch.diff(end).long())
+
+
+def given_baseline(
+    name: str, model: SequenceModel, batch: SequenceBatch, population: Population | None = None, seed: int = 0
+) -> Given:
+    """The baselines of a batch by the name of their kind.
+
+    Raises:
+        UserError: no such baseline, one that needs a population, or a model that averages the values of a step.
+    """
+    if name not in BASELINES:
+        raise unknown_name("baseline", name, BASELINES)
+    if name == EMPTY:
+        return Given({}, {stream: torch.zeros_like(bags.weights) for stream, bags in batch.streams.items()})
+    if population is None:
+        raise UserError(f"The baseline '{name}' needs the training patients: give a population.")
+    if getattr(model, "mean", False):
+        raise UserError(
+            f"The model averages the values of a step, so a step of the baseline '{name}' has no counts of its own: "
+            "use the baseline 'empty'."
+        )
+    return _KINDS[name](model, batch, population, seed)
+
+
+def _rates(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int) -> Given:
+    """Every true step holds the mean step of training patients, every record their mean static values."""
+    everything = _bag_batch(batch, population.step_rates, population.static_rates)
+    with torch.no_grad():
+        mean = model.embed(everything)
+    true = torch.arange(batch.n_steps, device=batch.lengths.device) < batch.lengths.unsqueeze(1)  # [patient, step]
+    step = mean[EVENTS][0, 0]
+    events = true.view(*true.shape, *[1] * step.ndim) * step
+    embedded = {EVENTS: events, STATIC: mean[STATIC][:1].expand(len(batch), *mean[STATIC].shape[1:])}
+    matched = {}
+    for stream, rates in ((EVENTS, population.step_rates), (STATIC, population.static_rates)):
+        bags = batch.streams[stream]
+        # A value that a bag holds twice shares its rate, so that what is absent is counted once.
+        matched[stream] = rates[bags.ids.long()] / _repeats(bags)
+    return Given(embedded, matched)
+
+
+def _carried_forward(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int) -> Given:
+    """A step's baseline holds, for each code that it records, what the record's last step before it held of that code.
+
+    A code's first record is compared with nothing. Static values have no earlier ones and are held.
+    """
+    bags = batch.streams[EVENTS]
+    bag = bag_of(bags)
+    code = population.code[bags.ids.long()].long()
+    patient, step = bag // batch.n_steps, bag % batch.n_steps
+    keys = torch.stack([patient, code, step]).cpu().numpy()
+    known = np.flatnonzero(keys[1] >= 0)
+    order = known[np.lexsort((known, keys[2][known], keys[1][known], keys[0][known]))]
+    p, c, s = (row[order] for row in keys)
+    new = np.concatenate([[True], (np.diff(p) != 0) | (np.diff(c) != 0) | (np.diff(s) != 0)]) if len(order) else p > 0
+    begins = np.flatnonzero(new)  # runs of one patient, code and step
+    ends = np.append(begins[1:], len(order))
+    same = np.concatenate([[False], (p[begins[1:]] == p[begins[:-1]]) & (c[begins[1:]] == c[begins[:-1]])])[
+        : len(begins)
+    ]
+    later = np.flatnonzero(same)  # a run whose code was recorded before: it is compared with the run before it
+    lengths = (ends - begins)[later - 1] if len(later) else np.array([], int)
+    source = (
+        order[np.concatenate([np.arange(begins[run - 1], ends[run - 1]) for run in later])] if len(later) else order[:0]
+    )
+    at_bag = np.repeat(bag.cpu().numpy()[order[begins[later]]], lengths) if len(later) else np.array([], int)
+    by_bag = np.argsort(at_bag, kind="stable")
+    at_bag, source = at_bag[by_bag], source[by_bag]
+    return _against(model, batch, (torch.from_numpy(at_bag), bags.ids.cpu()[source], bags.weights.cpu()[source]), None)
+
+
+def _reference(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int) -> Given:
+    """Each record beside one training patient's, drawn at random, the last steps side by side."""
+    of = population.references
+    if of is None or not len(of):
+        raise UserError("The baseline 'reference' needs records of training patients: give references.")
+    drawn = (Draws(batch.keys, seed).uniform(0, (len(batch), 1))[:, 0] * len(of)).long()
+    lengths, own = batch.lengths.cpu(), of.lengths.cpu()[drawn]
+    events, static = of.streams[EVENTS], of.streams[STATIC]
+    parts = []
+    for stream, bags, per_patient in ((EVENTS, events, of.n_steps), (STATIC, static, 1)):
+        bag = bag_of(bags).cpu()
+        begins = torch.searchsorted(bag // per_patient, torch.arange(len(of) + 1))
+        counts = (begins[1:] - begins[:-1])[drawn]
+        patient = torch.repeat_interleave(torch.arange(len(batch)), counts)
+        first = torch.cumsum(counts, 0) - counts
+        source = torch.arange(len(patient)) - first[patient] + begins[drawn][patient]
+        step = bag[source] % per_patient
+        if stream == EVENTS:
+            step = step + (lengths - own)[patient]  # the last steps meet
+            inside = (step >= 0) & (step < lengths[patient])
+            patient, source, step = patient[inside], source[inside], step[inside]
+        place = patient * (batch.n_steps if stream == EVENTS else 1) + step
+        parts.append((place, bags.ids.cpu()[source], bags.weights.cpu()[source]))
+    return _against(model, batch, *parts)
+
+
+_KINDS: dict[str, Callable[[SequenceModel, SequenceBatch, Population, int], Given]] = {
+    RATES: _rates,
+    CARRIED_FORWARD: _carried_forward,
+    REFERENCE: _reference,
+}
+
+_Placed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _against(model: SequenceModel, batch: SequenceBatch, events: _Placed, static: _Placed | None) -> Given:
+    """Baselines whose bags hold these (bag, id, weight) [value], bags ascending; None: the record's own, held."""
+    streams, matched = {}, {}
+    for stream, placed in ((EVENTS, events), (STATIC, static)):
+        own = batch.streams[stream]
+        if placed is None:
+            streams[stream], matched[stream] = own, own.weights.clone()
+            continue
+        bag, ids, weights = placed
+        counts = torch.bincount(bag, minlength=len(own.offsets))
+        offsets = (torch.cumsum(counts, 0) - counts).to(torch.int32)
+        device = own.ids.device
+        streams[stream] = Bags(ids.to(device, torch.int32), weights.to(device), offsets.to(device), np.arange(len(ids)))
+        matched[stream] = _matched(own, bag.to(device), ids.to(device), weights.to(device))
+    with torch.no_grad():
+        embedded = dict(model.embed(replace(batch, streams=streams)))
+    return Given(embedded, matched)
+
+
+def _matched(own: Bags, bag: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """What a baseline's bags weigh of each of the record's values [value]; one that repeats shares it."""
+    size = int(max(int(own.ids.max()) if len(own.ids) else 0, int(ids.max()) if len(ids) else 0)) + 1
+    key, theirs = bag_of(own) * size + own.ids.long(), bag.long() * size + ids.long()
+    known, place = torch.unique(theirs, return_inverse=True)
+    total = torch.zeros(len(known), device=weights.device).index_add_(0, place, weights)
+    if not len(known):
+        return torch.zeros_like(own.weights)
+    at = torch.searchsorted(known, key).clamp(max=len(known) - 1)
+    return torch.where(known[at] == key, total[at], torch.zeros_like(own.weights)) / _repeats(own)
+
+
+def _repeats(bags: Bags) -> torch.Tensor:
+    """How often each value's bag holds the same feature value [value]."""
+    if not len(bags.ids):
+        return torch.ones_like(bags.weights)
+    key = bag_of(bags) * (int(bags.ids.max()) + 1) + bags.ids.long()
+    _, place, counts = torch.unique(key, return_inverse=True, return_counts=True)
+    found: torch.Tensor = counts[place].to(bags.weights)
+    return found
+
+
+def _bag_batch(batch: SequenceBatch, step_rates: torch.Tensor, static_rates: torch.Tensor) -> SequenceBatch:
+    """One record of one step that holds every feature value at its rate."""
+    streams = {}
+    for stream, rates in ((EVENTS, step_rates), (STATIC, static_rates)):
+        ids = torch.nonzero(rates).squeeze(1)
+        begin = torch.zeros(1, dtype=torch.int32, device=rates.device)
+        streams[stream] = Bags(ids.to(torch.int32), rates[ids], begin, np.arange(len(ids)))
+    one = batch.lengths.new_ones(1)
+    return SequenceBatch(streams, batch.hours.new_zeros(1, 1), one, 1, np.zeros(1, int), np.zeros(1, np.uint64))
+
+
+def population_of(
+    batches: Iterable[SequenceBatch], size: int, code: np.ndarray, references: SequenceBatch | None = None
+) -> Population:
+    """What the records of these batches have on average: of training patients.
+
+    Args:
+        size: number of feature values.
+        code: [feature value] the number of each one's code, -1 for none.
+
+    Example: `population_of([sequences.batch(train)], 100, codes, sequences.batch(train[:20]))`
+    """
+    sums = {EVENTS: torch.zeros(size, dtype=torch.float64), STATIC: torch.zeros(size, dtype=torch.float64)}
+    steps = records = 0
+    for batch in batches:
+        for stream, total in sums.items():
+            bags = batch.streams[stream]
+            total.index_add_(0, bags.ids.long().cpu(), bags.weights.double().cpu())
+        steps, records = steps + int(batch.lengths.sum()), records + len(batch)
+    return Population(
+        (sums[EVENTS] / max(1, steps)).float(),
+        (sums[STATIC] / max(1, records)).float(),
+        torch.from_numpy(np.asarray(code, np.int64)),
+        references,
+    )

@@ -1,0 +1,111 @@
+"""What of a model is explained: an output, of the whole record or of its first steps, or a hidden unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from whenwhy.attribution.recurrences import unit_states
+from whenwhy.errors import UserError, unknown_name
+from whenwhy.models.sequence_model import Embedded, SequenceModel, classes_of, logits_of, step_logits_of
+
+LOGIT, PROBABILITY, LOG_ODDS, UNIT = "logit", "probability", "log_odds", "unit"
+TARGETS = {
+    LOGIT: "the score before it becomes a probability; of several classes, logit:CLASS",
+    PROBABILITY: "the probability of the positive class, or probability:CLASS",
+    LOG_ODDS: "log_odds:A:B, the logarithm of how many times more likely A is than B",
+    UNIT: "unit:K, the K-th state of the last recurrent layer, from 0",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number a record.
+
+    Attributes:
+        kind: one of TARGETS.
+        classes: the names of one class, or of two for log-odds; none: the positive one.
+        unit: which state.
+        step: the record is cut after this step, from 0, or -1 for the last and so on; a record of fewer
+            steps is taken whole. None: the whole record.
+    """
+
+    kind: str = LOGIT
+    classes: tuple[str, ...] = ()
+    unit: int = 0
+    step: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What `target_named` makes it from."""
+        parts = [self.kind, *self.classes] + ([str(self.unit)] if self.kind == UNIT else [])
+        return ":".join(parts) + ("" if self.step is None else f"@{self.step}")
+
+    def score(self, model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The number [patient], with a gradient.
+
+        Raises:
+            UserError: the model has no such class, unit or steps.
+        """
+        if self.kind == UNIT:
+            states = unit_states(model, embedded, lengths)  # [patient, step, unit]
+            if self.unit >= states.shape[2]:
+                raise UserError(f"The model has {states.shape[2]} states: give a unit from 0 to {states.shape[2] - 1}.")
+            return self._at_step(states[:, :, self.unit], lengths, torch.zeros_like(states[:, 0, 0]))
+        logits = logits_of(model, embedded, lengths)  # [patient, class]
+        if self.step is not None:
+            steps = step_logits_of(model, embedded, lengths)  # [patient, step, class]
+            logits = self._at_step(steps, lengths, logits)
+        return self._of_classes(logits, classes_of(model))
+
+    def _at_step(self, steps: torch.Tensor, lengths: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
+        """The element at the asked step [patient, ...]; `without` for records without steps."""
+        last = lengths - 1
+        asked = last if self.step is None else last.clamp(max=self.step) if self.step >= 0 else lengths + self.step
+        patient = torch.arange(len(lengths), device=lengths.device)
+        found = steps[patient, asked.clamp(min=0)]
+        some = (lengths > 0).view(-1, *[1] * (found.ndim - 1))
+        return torch.where(some, found, without)
+
+    def _of_classes(self, logits: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
+        if self.classes:
+            for name in self.classes:
+                if name not in names:
+                    raise unknown_name("class", name, names)
+            places = [names.index(name) for name in self.classes]
+        elif len(names) == 2:
+            places = [1]
+        else:
+            raise UserError(f"The model has the classes {', '.join(names)}: name one, as in {self.kind}:{names[0]}.")
+        if self.kind == LOG_ODDS:
+            return logits[:, places[0]] - logits[:, places[1]]
+        if self.kind == PROBABILITY:
+            return logits.softmax(1)[:, places[0]]
+        # Of two classes only the difference of their outputs is defined.
+        return logits[:, places[0]] - logits[:, 1 - places[0]] if len(names) == 2 else logits[:, places[0]]
+
+
+def target_named(text: str) -> Target:
+    """The target of a name such as logit, probability:sepsis, log_odds:sepsis:stroke, unit:12, each also with @STEP.
+
+    Raises:
+        UserError: it is none.
+
+    Example:
+        >>> target_named("unit:12@-1")
+        Target(kind='unit', classes=(), unit=12, step=-1)
+    """
+    what, at, step = text.rpartition("@") if "@" in text else (text, "", "")
+    kind, *rest = what.split(":")
+    if kind not in TARGETS:
+        raise unknown_name("target", kind, TARGETS)
+    try:
+        number = int(step) if at else None
+        unit = int(rest[0]) if kind == UNIT else 0
+    except (ValueError, IndexError):
+        raise UserError(f"'{text}' is no target: write e.g. unit:12 or logit@-1, with whole numbers.") from None
+    wanted = {LOG_ODDS: (2,), UNIT: (1,)}.get(kind, (0, 1))
+    if len(rest) not in wanted or unit < 0 or not all(rest):
+        raise UserError(f"'{text}' is no target: write {TARGETS[kind]}.")
+    return Target(kind, () if kind == UNIT else tuple(rest), unit, number)
