@@ -22,7 +22,7 @@ def information(what: str) -> list[str]:
     if what == "methods":
         from whenwhy.attribution import registered_methods
 
-        return [f"{method.name} ({method.family}): {method.describes}" for method in registered_methods().values()]
+        return [f"{method.name}: {method.describes} ({method.family})" for method in registered_methods().values()]
     if what == "queries":
         from whenwhy.store.queries import named_queries
 
