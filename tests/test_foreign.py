@@ -197,6 +197,25 @@ def test_contributions_are_complete_and_alone_equals_batched(name: str) -> None:
         torch.testing.assert_close(mine, total[place], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", WELCOME)
+def test_rules_reach_every_gate_of_a_strangers_network_or_say_that_they_do_not(name: str) -> None:
+    _, model, sequences = of(name)
+    batch = sequences.batch(np.arange(len(sequences)))
+    missing = {"ElmanEveryStep": "rnn_relu", "MaskedTransformer": "multi_head_attention_forward"}.get(name)
+    if missing:
+        for method in ("deep_lift", "layerwise_relevance"):
+            with pytest.raises(UserError, match=f"no rule for '{missing}'"):
+                attribute(model, batch, method=method)
+        return
+    found = attribute(model, batch, method="deep_lift")
+    assert float(found.residual.abs().max()) < 1e-6
+    relevance = attribute(model, batch, method="layerwise_relevance")
+    torch.testing.assert_close(
+        relevance.residual + relevance.score.double() - relevance.baseline_score.double(),
+        (1 - relevance.notes["bias_share"]) * relevance.score.double(),
+    )
+
+
 def per_patient(batch: SequenceBatch, streams: dict[str, torch.Tensor]) -> torch.Tensor:
     """The sum of each patient's contributions [patient]."""
     total = torch.zeros(len(batch), dtype=torch.float64)

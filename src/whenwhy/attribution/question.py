@@ -12,6 +12,7 @@ import torch
 from whenwhy.attribution.baselines import Given
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
+from whenwhy.attribution.signals import Rule, plain, signal
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch
@@ -56,7 +57,7 @@ class Question:
         embedded, baseline: a tensor a stream, without gradient; padding is 0 in both.
         lengths: [patient] true steps.
         tolerance: of completeness, in units of the score.
-        draws: random numbers of each prediction.
+        seed, draws: of the run, and random numbers of each prediction.
 
     Raises:
         UserError: the score of a record or of its baseline is not finite.
@@ -78,7 +79,7 @@ class Question:
         with torch.no_grad():
             self.embedded = dict(model.embed(batch))
         self.baseline = given.embedded or {name: torch.zeros_like(t) for name, t in self.embedded.items()}
-        self.draws = Draws(batch.keys, seed)
+        self.seed, self.draws = seed, Draws(batch.keys, seed)
         if not (torch.isfinite(self.score).all() and torch.isfinite(self.baseline_score).all()):
             raise UserError("The model's score is not finite (NaN or infinite): check its weights.")
 
@@ -132,6 +133,17 @@ class Question:
                 raise UserError("The model's score has no gradient: use a method that needs none, such as occlusion.")
             found = torch.autograd.grad(score.sum(), list(leaves.values()), materialize_grads=True)
         return dict(zip(leaves, found, strict=True))
+
+    def scored_under(self, rule: Rule, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The explained number [row] of any embeddings [row, ...] that follow a rule through the model.
+
+        Raises:
+            UserError: the model does something that the rule does not know.
+        """
+        lengths = self.lengths if rows is None else self.lengths[rows]
+        followed = {name: signal(tensor, rule) for name, tensor in embedded.items()}
+        found: torch.Tensor = plain(self.target.score(self.model, followed, lengths))  # type: ignore[arg-type]
+        return found
 
     @cached_property
     def values(self) -> dict[str, Values]:

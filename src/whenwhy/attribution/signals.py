@@ -1,0 +1,386 @@
+"""Tensors that follow rules of their own through any network: what the input reaches is a signal.
+
+Relevance, DeepLIFT and contextual decomposition are rules for what a network is made of: linear maps,
+elementwise functions, products, softmaxes, maxima and recurrent cells. A `Signal` meets each operation of a network,
+whoever wrote it, and asks its rule. What is linear passes; what no rule knows is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from whenwhy.attribution.recurrences import RecurrentCall, unrolled
+from whenwhy.errors import UserError
+
+#: Operations that are linear in each tensor that they take, or only arrange numbers.
+_LINEAR = frozenset(
+    [
+        "__getitem__",
+        "_pack_padded_sequence",
+        "_pad_packed_sequence",
+        "alpha_dropout",
+        "cat",
+        "chunk",
+        "clone",
+        "concat",
+        "concatenate",
+        "contiguous",
+        "cpu",
+        "cumsum",
+        "cuda",
+        "detach",
+        "diagonal",
+        "double",
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "expand",
+        "expand_as",
+        "flatten",
+        "flip",
+        "float",
+        "gather",
+        "index_select",
+        "masked_select",
+        "mean",
+        "moveaxis",
+        "movedim",
+        "narrow",
+        "neg",
+        "__neg__",
+        "permute",
+        "repeat",
+        "repeat_interleave",
+        "reshape",
+        "reshape_as",
+        "roll",
+        "select",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "stack",
+        "sum",
+        "swapaxes",
+        "t",
+        "take_along_dim",
+        "tensor_split",
+        "to",
+        "transpose",
+        "type",
+        "type_as",
+        "unbind",
+        "unflatten",
+        "unsqueeze",
+        "view",
+        "view_as",
+        "where",
+        "tile",
+        "tril",
+        "triu",
+        "as_subclass",
+        "mT_get",
+        "T_get",
+        "hstack",
+        "vstack",
+    ]
+)
+#: Questions about a tensor, answered plainly.
+_ABOUT = frozenset(
+    [
+        "__get__",
+        "__len__",
+        "__hash__",
+        "__bool__",
+        "dim",
+        "ndimension",
+        "size",
+        "numel",
+        "element_size",
+        "is_floating_point",
+        "is_complex",
+        "stride",
+        "is_contiguous",
+        "get_device",
+        "data_ptr",
+        "storage_offset",
+        "requires_grad_",
+        "isfinite",
+        "isnan",
+        "isinf",
+        "__repr__",
+        "__format__",
+        "is_same_size",
+        "lt",
+        "gt",
+        "le",
+        "ge",
+        "eq",
+        "ne",
+        "__lt__",
+        "__gt__",
+        "__le__",
+        "__ge__",
+        "__eq__",
+        "__ne__",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "new_zeros",
+        "new_ones",
+        "new_empty",
+        "new_full",
+        "new_tensor",
+        "argmax",
+        "argmin",
+        "is_nonzero",
+        "any",
+        "all",
+        "is_pinned",
+        "tolist",
+        "item",
+    ]
+)
+_ELEMENTWISE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "tanh": torch.tanh, "relu": torch.relu, "relu_": torch.relu, "gelu": functional.gelu, "silu": functional.silu,
+    "elu": functional.elu, "leaky_relu": functional.leaky_relu, "softplus": functional.softplus, "exp": torch.exp,
+    "softsign": functional.softsign, "hardtanh": functional.hardtanh, "tanhshrink": functional.tanhshrink,
+    "reciprocal": torch.reciprocal, "square": torch.square, "mish": functional.mish, "selu": functional.selu,
+}  # fmt: skip
+_SIGMOID = ("sigmoid", "sigmoid_")
+_SOFTMAX = ("softmax", "_softmax")
+_ADD = ("add", "__add__", "__radd__", "__iadd__", "add_")
+_SUBTRACT = ("sub", "__sub__", "__isub__", "sub_", "subtract")
+_MULTIPLY = ("mul", "__mul__", "__rmul__", "__imul__", "mul_", "multiply")
+_MATRIX = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm")
+_DIVIDE = ("div", "__truediv__", "true_divide", "div_", "__itruediv__", "divide")
+_MAXIMUM = ("amax", "max")
+
+
+class Rule:
+    """What becomes of a signal. All tensors that a rule sees are plain; a signal is what it returns, unless `Plain`.
+
+    Attributes:
+        name: of the method, for people.
+    """
+
+    name = "The method"
+
+    def elementwise(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor | Plain:
+        """f(x), of a function of one number with f(0) = 0 or not."""
+        return function(x)
+
+    def sigmoid(self, x: torch.Tensor) -> torch.Tensor | Plain:
+        """A gate."""
+        return self.elementwise(torch.sigmoid, x)
+
+    def softmax(self, x: torch.Tensor, dim: int) -> torch.Tensor | Plain:
+        """Shares over an axis."""
+        return x.softmax(dim)
+
+    def product(self, first: torch.Tensor, second: torch.Tensor, times: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """The product, elementwise or of matrices, of two signals."""
+        return times(first, second)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """X W^T + b."""
+        return functional.linear(x, weight, bias)
+
+    def plus_constant(self, x: torch.Tensor, constant: torch.Tensor | float) -> torch.Tensor:
+        """X + c."""
+        return x + constant
+
+    def maximum(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """The largest along an axis."""
+        return x.amax(dim)
+
+    def recurrence(self, call: RecurrentCall) -> tuple[Any, ...]:
+        """What a recurrent layer answers; its cells meet the rule step by step."""
+        return unrolled(call)
+
+    def rows_chosen(self, rows: torch.Tensor) -> None:
+        """Told when rows are put into another order, as packing does."""
+
+    def refuse(self, what: str) -> UserError:
+        """What to raise for what the rule does not know."""
+        return UserError(f"{self.name} has no rule for {what}, which the network uses: choose integrated_gradients.")
+
+
+class Plain:
+    """Something that a rule returns as a constant: the signal ends there."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = value.detach()
+
+
+class Signal(torch.Tensor):
+    """A tensor that follows a rule.
+
+    Example:
+        >>> x = signal(torch.tensor([1.0, -2.0]), Rule())
+        >>> plain(torch.tanh(2 * x) + 1)
+        tensor([ 1.9640e+00,  6.7073e-04])
+    """
+
+    rule: Rule
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        rule = next(_rules((arguments, named)), None)
+        with torch._C.DisableTorchFunctionSubclass():
+            if rule is None:
+                return function(*arguments, **(named or {}))
+            return _asked(rule, function, arguments, dict(named or {}))
+
+
+def signal(x: torch.Tensor, rule: Rule) -> Signal:
+    """The same numbers, followed by a rule; gradients flow through."""
+    found: Signal = plain(x).as_subclass(Signal)
+    found.rule = rule
+    return found
+
+
+def plain(x: Any) -> Any:
+    """The same numbers, followed by nothing; also of tensors in tuples, lists and dicts."""
+    if isinstance(x, Signal):
+        with torch._C.DisableTorchFunctionSubclass():
+            return x.as_subclass(torch.Tensor)
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*map(plain, x))
+    if isinstance(x, tuple | list):
+        return type(x)(map(plain, x))
+    return {name: plain(value) for name, value in x.items()} if isinstance(x, dict) else x
+
+
+def _rules(told: Any) -> Iterator[Rule]:
+    if isinstance(told, Signal):
+        yield told.rule
+    elif isinstance(told, tuple | list):
+        for one in told:
+            yield from _rules(one)
+    elif isinstance(told, dict):
+        yield from _rules(tuple(told.values()))
+
+
+def _wrapped(rule: Rule, told: Any) -> Any:
+    if isinstance(told, Plain):
+        return told.value
+    if isinstance(told, torch.Tensor):
+        return signal(told, rule) if told.is_floating_point() else told
+    if isinstance(told, tuple) and hasattr(told, "_fields"):
+        return type(told)(*(_wrapped(rule, one) for one in told))
+    if isinstance(told, tuple | list):
+        return type(told)(_wrapped(rule, one) for one in told)
+    return told
+
+
+def _asked(rule: Rule, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """What an operation on signals answers. Torch's own dispatch to signals is off while this runs."""
+    name = getattr(function, "__name__", str(function))
+    given = plain(arguments)
+    if function in (torch.gru, torch.lstm):
+        return _recurrence(rule, function, arguments)
+    if name in _ELEMENTWISE:
+        apply = _ELEMENTWISE[name]
+        if name in ("gelu", "elu", "leaky_relu", "softplus", "hardtanh"):  # the functions that have settings
+            settings = {key: value for key, value in named.items() if key not in ("inplace", "input")}
+            apply = lambda x: function(x, *given[1:], **settings)  # noqa: E731
+        return _wrapped(rule, rule.elementwise(apply, given[0]))
+    if name in _SIGMOID:
+        return _wrapped(rule, rule.sigmoid(given[0]))
+    if name in _SOFTMAX:
+        dim = named.get("dim", given[1] if len(given) > 1 else -1)
+        return _wrapped(rule, rule.softmax(given[0], int(dim)))
+    if name == "linear":
+        x, weight = given[0], given[1]
+        if isinstance(arguments[1], Signal):
+            raise rule.refuse("a product of two signals")
+        return _wrapped(rule, rule.linear(x, weight, named.get("bias", given[2] if len(given) > 2 else None)))
+    if name in _ADD or name in _SUBTRACT or name in ("rsub", "__rsub__"):
+        return _wrapped(rule, _sum(rule, name, arguments, given, named))
+    if name in _MULTIPLY or name in _MATRIX:
+        if name in ("__rmul__", "__rmatmul__"):
+            arguments, given = arguments[::-1], given[::-1]
+        times = torch.mul if name in _MULTIPLY else torch.matmul
+        first, second = given
+        if isinstance(arguments[0], Signal) and isinstance(arguments[1], Signal):
+            return _wrapped(rule, rule.product(first, second, times))
+        return _wrapped(rule, times(first, second))
+    if name in _DIVIDE or name in ("__rdiv__", "__rtruediv__"):
+        if name not in _DIVIDE:
+            arguments, given = arguments[::-1], given[::-1]
+        if isinstance(arguments[1], Signal):
+            inverse = rule.elementwise(torch.reciprocal, given[1])
+            if isinstance(inverse, Plain):
+                return _wrapped(rule, given[0] * inverse.value)
+            both = isinstance(arguments[0], Signal)
+            return _wrapped(rule, rule.product(given[0], inverse, torch.mul) if both else given[0] * inverse)
+        return _wrapped(rule, given[0] / given[1])
+    if name in _MAXIMUM and (len(given) > 1 or "dim" in named) and not named.get("keepdim"):
+        dim = named.get("dim", given[1] if len(given) > 1 else None)
+        if isinstance(dim, int):
+            found = _wrapped(rule, rule.maximum(given[0], dim))
+            return found if name == "amax" else torch.return_types.max((found, given[0].argmax(dim)))
+    if name in ("masked_fill", "masked_fill_"):
+        return _wrapped(rule, given[0].masked_fill(*given[1:], **named))
+    if name == "batch_norm":
+        return _wrapped(rule, _batch_norm(rule, *given, **named))
+    if name in _LINEAR:
+        if name == "index_select":
+            rule.rows_chosen(given[2])
+        return _wrapped(rule, function(*given, **plain(named)))
+    if name in _ABOUT:
+        told = function(*given, **plain(named))
+        return _wrapped(rule, told) if name == "__get__" else told  # a tensor that is asked for by name, such as x.T
+    raise rule.refuse(f"'{name}'")
+
+
+def _sum(rule: Rule, name: str, arguments: tuple[Any, ...], given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    if named.get("alpha", 1) != 1:
+        raise rule.refuse("a sum with alpha")
+    first, second = given[:2]
+    minus = name in _SUBTRACT
+    if name in ("rsub", "__rsub__"):
+        first, second, minus = second, first, True
+        arguments = (arguments[1], arguments[0])
+    if isinstance(arguments[0], Signal) and isinstance(arguments[1], Signal):
+        return first - second if minus else first + second
+    if isinstance(arguments[0], Signal):
+        return rule.plus_constant(first, -second if minus else second)
+    return rule.plus_constant(-second if minus else second, first)
+
+
+def _batch_norm(
+    rule: Rule,
+    x: torch.Tensor,
+    mean: torch.Tensor | None,
+    variance: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """In evaluation mode a scale and a shift of each channel."""
+    if training or mean is None or variance is None:
+        raise rule.refuse("a batch norm in training mode")
+    scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    return rule.plus_constant(x * scale.view(shape), shift.view(shape))
+
+
+def _recurrence(rule: Rule, function: Any, arguments: tuple[Any, ...]) -> Any:
+    """The call with its input and start as signals, so that a cell's own arithmetic asks the rule."""
+    if not isinstance(arguments[0], Signal):
+        arguments = (signal(arguments[0], rule), *arguments[1:])
+    with torch._C._EnableTorchFunction():
+        call = RecurrentCall.of(function, arguments)
+        start = tuple(of if isinstance(of, Signal) else signal(of, rule) for of in call.start)
+        answer = rule.recurrence(RecurrentCall(call.kind, call.steps, start, call.cells, call.packed, call.batch_first))
+        return tuple(one if isinstance(one, Signal) else signal(one, rule) for one in answer)
