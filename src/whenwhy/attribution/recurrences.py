@@ -86,11 +86,14 @@ class RecurrentCall:
 Step = Callable[[CellWeights, torch.Tensor, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
-def unrolled(call: RecurrentCall, step: Step | None = None) -> tuple[Any, ...]:
+def unrolled(
+    call: RecurrentCall, step: Step | None = None, begins: Callable[[int], None] = lambda place: None
+) -> tuple[Any, ...]:
     """What torch answers to the call, computed a step at a time.
 
     Args:
         step: what a cell does; None: its own equations.
+        begins: told the place of each step before it is computed, from 0; -1 before and after a layer.
     """
     inputs = list(call.steps)
     last: list[tuple[torch.Tensor, ...]] = []
@@ -98,7 +101,7 @@ def unrolled(call: RecurrentCall, step: Step | None = None) -> tuple[Any, ...]:
         by_direction = []
         for direction, cell in enumerate(layer):
             start = tuple(of[len(last)] for of in call.start)
-            outputs, states = _one_way(cell, inputs, start, direction == 1, step or STEPS[cell.kind])
+            outputs, states = _one_way(cell, inputs, start, direction == 1, step or STEPS[cell.kind], begins)
             by_direction.append(outputs)
             last.append(states)
         inputs = (
@@ -108,10 +111,16 @@ def unrolled(call: RecurrentCall, step: Step | None = None) -> tuple[Any, ...]:
 
 
 def _one_way(
-    cell: CellWeights, inputs: Sequence[torch.Tensor], start: tuple[torch.Tensor, ...], backwards: bool, step: Step
+    cell: CellWeights,
+    inputs: Sequence[torch.Tensor],
+    start: tuple[torch.Tensor, ...],
+    backwards: bool,
+    step: Step,
+    begins: Callable[[int], None],
 ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
     """Each step's output, and the last states [patient, hidden]; rows that end early keep theirs."""
     rows = [len(given) for given in inputs]
+    begins(-1)
     projected = linear(torch.cat(list(inputs)), cell.inputs, cell.input_bias).split(rows)
     outputs: list[torch.Tensor] = [inputs[0]] * len(inputs)
     if backwards:
@@ -120,8 +129,10 @@ def _one_way(
             if rows[at] > len(states[0]):
                 pairs = zip(states, start, strict=True)
                 states = tuple(torch.cat([known, of[len(known) : rows[at]]]) for known, of in pairs)
+            begins(at)
             states = step(cell, projected[at], states)
             outputs[at] = states[0]
+        begins(-1)
         return outputs, states
     states = start
     ended: list[tuple[torch.Tensor, ...]] = []
@@ -129,8 +140,10 @@ def _one_way(
         if rows[at] < len(states[0]):
             ended.append(tuple(of[rows[at] :] for of in states))
             states = tuple(of[: rows[at]] for of in states)
+        begins(at)
         states = step(cell, projected[at], states)
         outputs[at] = states[0]
+    begins(-1)
     whole = [states, *reversed(ended)]
     return outputs, states if not ended else tuple(torch.cat(list(of)) for of in zip(*whole, strict=True))
 

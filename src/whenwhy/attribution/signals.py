@@ -201,7 +201,10 @@ class Rule:
 
     def recurrence(self, call: RecurrentCall) -> tuple[Any, ...]:
         """What a recurrent layer answers; its cells meet the rule step by step."""
-        return unrolled(call)
+        return unrolled(call, begins=self.step_begins)
+
+    def step_begins(self, place: int) -> None:
+        """Told the place of a recurrent layer's step before it is computed, from 0; -1 before and after a layer."""
 
     def rows_chosen(self, rows: torch.Tensor) -> None:
         """Told when rows are put into another order, as packing does."""

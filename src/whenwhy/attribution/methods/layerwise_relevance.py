@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -37,7 +38,7 @@ class Relevance(Rule):
 
     def __init__(self, epsilon: float = 0.0, dropout: float = 0.0, seed: int = 0) -> None:
         self.epsilon, self.dropout = epsilon, dropout
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.layer, self.place = seed, 0, 0
 
     def elementwise(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor | Plain:
         """X times the held f(x) / (x + epsilon sign x)."""
@@ -64,11 +65,20 @@ class Relevance(Rule):
         """Refused: neither of them is a gate."""
         raise self.refuse("a product of two signals")
 
+    def step_begins(self, place: int) -> None:
+        """Messages of this step are drawn next."""
+        self.place = place
+
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """X W^T + b; a bias keeps the relevance that it gets."""
         if not self.dropout:
             return functional.linear(x, weight, bias)
-        kept = torch.rand(weight.shape, generator=self.generator) >= self.dropout
+        if self.place < 0:
+            self.layer += 1
+        # What a mask follows from is where it is used, so padding and other patients change no draw.
+        entropy = np.random.SeedSequence((self.seed, self.layer, self.place + 1))
+        drawn = np.random.default_rng(entropy).random(tuple(weight.shape), np.float32)
+        kept = torch.from_numpy(drawn).to(weight) >= self.dropout
         passed = functional.linear(x, weight * (kept / (1 - self.dropout)).to(weight))
         return functional.linear(x.detach(), weight, bias) + passed - passed.detach()
 

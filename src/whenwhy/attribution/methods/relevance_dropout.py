@@ -17,14 +17,13 @@ from whenwhy.errors import UserError
 @method(
     "relevance",
     "layer-wise relevance, its mean and spread when backward messages are dropped at random",
-    laws={"linearity", "zero_on_padding", "dummy", "symmetry"},
+    laws={"linearity", "zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
 )
 def relevance_dropout(question: Question, *, runs: int = 20, dropout: float = 0.2, epsilon: float = 0.0) -> Explanation:
     """The mean relevance over the runs, and as spread its standard deviation from run to run.
 
-    Messages through the weights of linear and recurrent layers are dropped, the same for every patient of a
-    batch, so another batch has other draws; those from embeddings to feature values are not dropped. The mean
-    tends to the plain relevance.
+    Messages through the weights of linear and recurrent layers are dropped, the same for every patient; those
+    from embeddings to feature values are not. The mean tends to the plain relevance.
     """
     if runs < 2 or not 0 < dropout < 1:
         raise UserError("relevance_dropout needs at least 2 runs and a dropout between 0 and 1.")
