@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+# Two workers, a file of tests each: most tests take one core.
+AT_ONCE ?= --numprocesses 2 --dist loadfile
 
 .PHONY: help demo serve test test-full lint chromium clean
 
@@ -17,10 +19,10 @@ serve: $(VENV)/demo.installed  ## The same, then the dashboard.
 	$(BIN)/whenwhy demo $(DEMO) --serve
 
 test: lint chromium  ## Lint, types, import layers, tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 test-full: lint chromium  ## The same, and the suites that take long: figures on real cohorts, small benchmarks.
-	$(BIN)/python -m pytest -m "full or not full"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "full or not full"
 
 lint: $(VENV)/test.installed  ## Lint, types and import layers alone.
 	$(BIN)/ruff check .

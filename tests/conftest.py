@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from cohort import write_cohort
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
@@ -96,12 +97,17 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = os.environ.get("WHENWHY_TEST_DEMO")
     if made:
         return Path(made)
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    told = subprocess.run(
-        [sys.executable, "-m", "whenwhy", "demo", str(folder)], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert told.returncode == 0, told.stderr[-3000:]
-    (folder / "printed.txt").write_text(told.stdout)
+    # Of several workers the first makes it, the others wait.
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    folder = (tmp_path_factory.mktemp("demo") if alone else tmp_path_factory.getbasetemp().parent) / "demo"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "printed.txt").exists():
+            told = subprocess.run(
+                [sys.executable, "-m", "whenwhy", "demo", str(folder)],
+                capture_output=True, text=True, timeout=500, check=False,
+            )  # fmt: skip
+            assert told.returncode == 0, told.stderr[-3000:]
+            (folder / "printed.txt").write_text(told.stdout)
     return folder
 
 
