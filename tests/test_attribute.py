@@ -146,6 +146,20 @@ def test_absence_has_rows_where_the_baseline_records_something(
     assert sum(cells.read(name, "cells").num_rows for name in cells.shards if "exposure" not in name) > 0
 
 
+def test_references_are_drawn_beside_the_empty_baseline_too(small_run: SmallRun, tmp_path: Path) -> None:
+    """Expected gradients need the training patients whatever the baseline is called."""
+    settings = AttributeSettings(method="expected_gradients", options={"samples": "2"})
+    stage = attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", settings, INLINE)
+    named = AttributeSettings(method="expected_gradients", options={"samples": "2"}, baseline="reference")
+    same = attribute_shards(small_run.sequences, small_run.model, tmp_path / "named", named, INLINE)
+    for shard in stage.shards:
+        rows = stage.read(shard, ROWS)
+        assert rows.equals(same.read(shard, ROWS))
+        assert 0 in rows["feature_value_id"].to_pylist()
+        baseline = stage.read(shard, PREDICTION_ROWS)["baseline_score"].to_numpy()
+        assert len(np.unique(baseline)) > len(baseline) / 2  # not one score for all
+
+
 def _values_of(sequences: StageDirectory, shard: str) -> list[list[int]]:
     table = sequences.read(shard, TABLE)
     return [e + s for e, s in zip(table["event_id"].to_pylist(), table["static_id"].to_pylist(), strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from replicas.integrated_gradients import dense_integrated_gradients, dense_score
 from whenwhy.attribution import BASELINES, LAWS, Attributions, Population, attribute, population_of, registered_methods
 from whenwhy.attribution.attribute import TOLERANCE
+from whenwhy.attribution.baselines import given_baseline
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.methods import integrated_gradients as integrated_gradients_module
@@ -23,20 +26,23 @@ from whenwhy.schema import SEQUENCES
 
 SIZE = 30
 
+#: Methods that hold the static values, so that these get nothing.
+HOLD_STATIC = {"prefix_integrated_gradients", "temporal_integrated_gradients"}
 
-def cohort(seed: int, patients: int = 12, longest: int = 9) -> Sequences:
-    """Random records: some without steps, some without static values, duplicates within a step."""
+
+def cohort(seed: int, patients: int = 12, longest: int = 9, least: int = 1) -> Sequences:
+    """Random records of ids from `least`: some without steps, some without static values, duplicates within a step."""
     random = np.random.default_rng(seed)
     rows = []
     for subject in range(patients):
         steps = 0 if subject == 0 else int(random.integers(0, longest + 1))
         at = np.repeat(np.arange(steps), random.integers(1, 4, size=steps))
-        static = random.integers(1, SIZE, size=0 if subject == 1 else int(random.integers(0, 4)))
+        static = random.integers(least, SIZE, size=0 if subject == 1 else int(random.integers(0, 4)))
         rows.append(
             {
                 "subject_id": subject, "prediction_time": 0, "label": "true", "split": "train", "strata": [],
                 "step_minutes": list(range(steps, 0, -1)),
-                "event_step": at.tolist(), "event_id": random.integers(1, SIZE, size=len(at)).tolist(),
+                "event_step": at.tolist(), "event_id": random.integers(least, SIZE, size=len(at)).tolist(),
                 "event_value": [None] * len(at),
                 "static_id": static.tolist(), "static_value": [None] * len(static),
             }
@@ -80,9 +86,21 @@ def everything(sequences: Sequences) -> SequenceBatch:
     return sequences.batch(np.arange(len(sequences)))
 
 
-def population() -> Population:
+def population(least: int = 1) -> Population:
     """Other patients than those of the tests."""
-    return population_of([everything(cohort(99))], SIZE, np.arange(SIZE) % 7 - 1, everything(cohort(98)))
+    batch, references = everything(cohort(99, least=least)), everything(cohort(98, least=least))
+    return population_of([batch], SIZE, np.arange(SIZE) % 7 - 1, references)
+
+
+def wider(batch: SequenceBatch, more: int) -> SequenceBatch:
+    """The same records with more padding."""
+    bags = batch.streams[EVENTS]
+    begins = bags.offsets.view(len(batch), batch.n_steps)
+    ends = torch.cat([begins[1:, :1], begins.new_tensor([[len(bags.ids)]])])
+    offsets = torch.cat([begins, ends.expand(-1, more)], dim=1).flatten()
+    hours = torch.nn.functional.pad(batch.hours, (0, more))
+    streams = batch.streams | {EVENTS: replace(bags, offsets=offsets)}
+    return replace(batch, streams=streams, hours=hours, n_steps=batch.n_steps + more)
 
 
 def totals(batch: SequenceBatch, found: Attributions) -> torch.Tensor:
@@ -133,7 +151,7 @@ def test_only_what_is_complete_declares_it() -> None:
     batch, model = everything(cohort(1)), model_of(1)
     residual = {}
     for name in registered_methods():
-        found = attribute(model, batch, method=name, options=few(name))
+        found = attribute(model, batch, method=name, options=few(name), population=population())
         residual[name] = float((totals(batch, found) - (found.score - found.baseline_score)).abs().max())
     assert residual["integrated_gradients"] <= TOLERANCE
     assert residual["gradient_times_input"] > 0.1
@@ -142,7 +160,7 @@ def test_only_what_is_complete_declares_it() -> None:
 @pytest.mark.parametrize("method", keeping("linearity"))
 def test_linearity(method: str) -> None:
     batch, model = everything(cohort(2)), LinearModel(2)
-    found = attribute(model, batch, method=method, options=few(method))  # type: ignore[arg-type]
+    found = attribute(model, batch, method=method, options=few(method), population=population())  # type: ignore[arg-type]
     for name in (EVENTS, STATIC):
         expected = model.effect[name][batch.streams[name].ids, 0]
         torch.testing.assert_close(found.streams[name].double(), expected, rtol=1e-6, atol=1e-7)
@@ -154,40 +172,33 @@ def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
     sequences, model = cohort(seed), model_of(seed)
     order = np.random.default_rng(seed).permutation(len(sequences))
     batch = sequences.batch(order)
-    together = attribute(model, batch, method=method, options=few(method), tolerance=1e-9)
+    together = attribute(model, batch, method=method, options=few(method), population=population(), tolerance=1e-9)
     flat = {EVENTS: np.zeros(len(sequences.event_id)), STATIC: np.zeros(len(sequences.static_id))}
     for name in flat:
         flat[name][batch.streams[name].at] = together.streams[name]
     for row in range(len(sequences)):
         single = sequences.batch(np.array([row]))
-        alone = attribute(model, single, method=method, options=few(method), tolerance=1e-9)
+        alone = attribute(model, single, method=method, options=few(method), population=population(), tolerance=1e-9)
         for name in flat:
             np.testing.assert_allclose(alone.streams[name], flat[name][single.streams[name].at], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", keeping("zero_on_padding"))
 def test_zero_on_padding(method: str) -> None:
-    """Short records beside a long one get what they get among themselves, and their padding gets nothing."""
-    sequences, model = cohort(4), model_of(4)
-    short = np.flatnonzero(sequences.n_steps <= 4)
-    long = np.flatnonzero(sequences.n_steps > 6)[:1]
-    narrow, wide = sequences.batch(short), sequences.batch(np.append(short, long))
-    assert narrow.n_steps <= 4 < wide.n_steps
+    model, batch = model_of(4), everything(cohort(4))
+    padded = torch.arange(batch.n_steps)[None] >= batch.lengths[:, None]
+    assert padded.any()
     for baseline in ("empty", "rates"):
+        asked = {"method": method, "options": few(method), "baseline": baseline, "population": population()}
         try:
-            found, among = (
-                attribute(model, batch, method=method, options=few(method), baseline=baseline, population=population())
-                for batch in (wide, narrow)
-            )
+            found, more = (attribute(model, of, **asked) for of in (batch, wider(batch, 3)))  # type: ignore[arg-type]
         except UserError:
             if baseline == "empty":
                 raise
             continue  # a method that knows the empty record alone
-        for name in among.streams:
-            torch.testing.assert_close(found.streams[name][: len(among.streams[name])], among.streams[name])
-        if found.absent:
-            padded = torch.arange(wide.n_steps)[None] >= wide.lengths[:, None]
-            assert padded.any()
+        for name in (EVENTS, STATIC):
+            torch.testing.assert_close(more.streams[name], found.streams[name], rtol=1e-6, atol=1e-7)
+        if found.absent:  # a method without a baseline has nothing to tell of absence
             assert (found.absent[EVENTS][padded] == 0).all()
             assert (found.absent[EVENTS][~padded] != 0).any()
 
@@ -199,11 +210,11 @@ def test_dummy(method: str) -> None:
     with torch.no_grad():
         for table in model.tables.values():
             table[7] = 0
-    found = attribute(model, batch, method=method, options=few(method))
+    found = attribute(model, batch, method=method, options=few(method), population=population())
     for name in (EVENTS, STATIC):
         idle = batch.streams[name].ids == 7
         assert (found.streams[name][idle] == 0).all()
-        assert (found.streams[name][~idle] != 0).any()
+        assert (found.streams[name][~idle] != 0).any() != (name == STATIC and method in HOLD_STATIC)
     assert (batch.streams[EVENTS].ids == 7).any()
 
 
@@ -219,16 +230,43 @@ def test_symmetry(method: str) -> None:
     with torch.no_grad():
         for table in model.tables.values():
             table[3] = table[4]
-    found = attribute(
-        model,
-        Sequences(pa.Table.from_pylist([row], schema=SEQUENCES)).batch(np.array([0])),
-        method=method,
-        options=few(method),
-    )
+    batch = Sequences(pa.Table.from_pylist([row], schema=SEQUENCES)).batch(np.array([0]))
+    # A baseline that held one of the two and not the other would tell them apart.
+    found = attribute(model, batch, method=method, options=few(method), population=population(least=5))
     events, static = found.streams[EVENTS], found.streams[STATIC]
     assert events[0] == events[1] != events[2]
     assert events[3] == events[4] != events[0]
-    assert static[0] == static[1] != 0
+    assert static[0] == static[1]
+    assert bool(static[0] == 0) == (method in HOLD_STATIC)
+
+
+@pytest.mark.parametrize("method", keeping("steps_complete"))
+@pytest.mark.parametrize("baseline", sorted(BASELINES))
+def test_steps_complete(method: str, baseline: str) -> None:
+    """Each step's sum is what the prediction made at it changes, asked of the model by replacing that step."""
+    batch, model, of = everything(cohort(12)), model_of(12), population()
+    found = attribute(model, batch, method=method, baseline=baseline, population=of, tolerance=1e-6)
+    values = batch.streams[EVENTS]
+    ends = torch.cat([values.offsets[1:], torch.tensor([len(values.ids)])])
+    bag = torch.repeat_interleave(torch.arange(len(values.offsets)), ends - values.offsets)
+    total = torch.zeros(len(values.offsets), dtype=torch.float64).index_add_(0, bag, found.streams[EVENTS].double())
+    total = total.view(len(batch), batch.n_steps)
+    if baseline != "empty":
+        total = total + found.absent[EVENTS]
+    embedded = model.embed(batch)
+    begin = given_baseline(baseline, model, batch, of).embedded or {n: 0 * t for n, t in embedded.items()}
+    changes = 0
+    with torch.no_grad():
+        for row, length in enumerate(batch.lengths.tolist()):
+            for step in range(length):
+                own = {name: tensor[row : row + 1].clone() for name, tensor in embedded.items()}
+                other = {name: tensor.clone() for name, tensor in own.items()}
+                other[EVENTS][0, step] = begin[EVENTS][row, step]
+                cut = torch.tensor([step + 1])
+                change = float(model.score(own, cut) - model.score(other, cut))
+                assert abs(change - float(total[row, step])) < 1e-5
+                changes += abs(change) > 0.1
+    assert changes > 10
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -26,14 +26,15 @@ class Attributions:
 
     Attributes:
         streams: a tensor [value] a stream, in the order of `batch.streams[name].ids`.
-        score, baseline_score: [patient], what the model says of the record and of the baseline.
+        score, baseline_score: [patient], what the model says of the record and of the baseline; of baselines that
+            a method draws, their mean.
         n_evaluations: [patient] int32, model evaluations that it took; of path methods, quadrature nodes.
         absent: what the baseline records and the record does not, events [patient, step], static
             [patient]; empty where the baseline records nothing.
         probabilities: [patient, class] float64, what the model says of the whole record; classes: their names.
         residual: [patient] float64, the sum of all contributions less (score - baseline_score).
-        spread: as `streams`, the standard deviation of methods that draw; empty for others.
-        notes: [patient] each, what the method tells beside, by name.
+        spread: as `streams`, the standard deviation that each has over the draws of methods that draw; empty for others.
+        notes: [patient] or [patient, step] each, what the method tells beside, by name.
     """
 
     streams: dict[str, torch.Tensor]
@@ -68,7 +69,8 @@ def attribute(
         target: "logit", "probability", "log_odds:A:B" or "unit:K", each also with "@STEP"; see `target_named`.
         tolerance: of completeness, in units of the score, for methods that keep it; what misses it is in
             `residual`.
-        population: what baselines other than "empty" know of training patients; see `population_of`.
+        population: what baselines other than "empty", and methods that draw references, know of training patients;
+            see `population_of`.
         seed: of methods and baselines that draw; a prediction's draws are its own, in any batch.
         options: of the method, by name.
 
@@ -96,15 +98,16 @@ def attribute(
         raise unknown_name("baseline", baseline, BASELINES)
     batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
     given = given_baseline(baseline, model, batch, population, seed)
-    question = Question(model, batch, given, target, tolerance, seed)
+    question = Question(model, batch, given, target, tolerance, seed, baseline, population)
     found = chosen.compute(question, **asked)
     total = question.totals(found.contributions)
+    baseline_score = question.baseline_score if found.baseline_score is None else found.baseline_score
     return Attributions(
         found.contributions.values,
         question.score,
-        question.baseline_score,
+        baseline_score,
         found.n_evaluations,
-        total - (question.score.double() - question.baseline_score.double()),
+        total - (question.score.double() - baseline_score.double()),
         question.probabilities,
         classes_of(model),
         found.contributions.absent,

@@ -73,13 +73,15 @@ def attribute_shards(
 
     Example: `attribute_shards(Path("seq"), Path("model"), Path("attr"), AttributeSettings())`
     """
-    options = method_named(settings.method).with_options(settings.options)
+    method = method_named(settings.method)
+    options = method.with_options(settings.options)
     target = target_named(settings.target)
     settings = replace(settings, options=options, target=target.name)
     if settings.baseline not in BASELINES:
         raise unknown_name("baseline", settings.baseline, BASELINES)
     if not settings.tolerance > 0 or settings.batch_patients < 1 or settings.batch_steps < 1:
         raise UserError("attribute needs a tolerance above 0 and batches of at least one sequence and step.")
+    needs_population = settings.baseline != EMPTY or method.needs_population
     sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
     about: Json = {"outcome": sequences.settings["outcome"], "vocabulary_sha256": vocabulary_sha256(sequences)}
     if isinstance(model, ForeignSource):
@@ -97,7 +99,7 @@ def attribute_shards(
         settings=asdict(settings),
         inputs={"sequences": sequences.as_growing_input(), "model": as_input},
         shards=sequences.manifest["shards"],
-        besides=[ABOUT] if settings.baseline == EMPTY else [ABOUT, POPULATION],
+        besides=[ABOUT, POPULATION] if needs_population else [ABOUT],
         code_version=__version__,
     )
     for generation in sequences.generations[len(stage.generations) :]:
@@ -105,7 +107,7 @@ def attribute_shards(
     vocabulary = {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}
     if "quality" in about and not stage.has(ABOUT):
         stage.publish(ABOUT, vocabulary, about)
-    if settings.baseline != EMPTY and not stage.has(POPULATION):
+    if needs_population and not stage.has(POPULATION):
         stage.publish(POPULATION, population_tables(sequences))
     missing = [name for name in stage.missing() if name not in (ABOUT, POPULATION)]
     task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
@@ -135,7 +137,7 @@ class AttributeShard:
         else:
             model = load_model(StageDirectory.open(Path(self.model), "train"), device)
         asked = AttributeSettings(**stage.settings)
-        population = None if asked.baseline == EMPTY else read_population(stage, device)
+        population = read_population(stage, device) if stage.has(POPULATION) else None
 
         def one_shard(key: str) -> int:
             sequences = Sequences(source.read(key, TABLE))

@@ -62,9 +62,17 @@ def bag_of(bags: Bags) -> torch.Tensor:
 
 
 def given_baseline(
-    name: str, model: SequenceModel, batch: SequenceBatch, population: Population | None = None, seed: int = 0
+    name: str,
+    model: SequenceModel,
+    batch: SequenceBatch,
+    population: Population | None = None,
+    seed: int = 0,
+    draw: int = 0,
 ) -> Given:
     """The baselines of a batch by the name of their kind.
+
+    Args:
+        draw: of those that are drawn; another number, other references.
 
     Raises:
         UserError: no such baseline, one that needs a population, or a model that averages the values of a step.
@@ -80,10 +88,10 @@ def given_baseline(
             f"The model averages the values of a step, so a step of the baseline '{name}' has no counts of its own: "
             "use the baseline 'empty'."
         )
-    return _KINDS[name](model, batch, population, seed)
+    return _KINDS[name](model, batch, population, seed, draw)
 
 
-def _rates(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int) -> Given:
+def _rates(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int, draw: int) -> Given:
     """Every true step holds the mean step of training patients, every record their mean static values."""
     everything = _bag_batch(batch, population.step_rates, population.static_rates)
     with torch.no_grad():
@@ -100,7 +108,7 @@ def _rates(model: SequenceModel, batch: SequenceBatch, population: Population, s
     return Given(embedded, matched)
 
 
-def _carried_forward(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int) -> Given:
+def _carried_forward(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int, draw: int) -> Given:
     """A step's baseline holds, for each code that it records, what the record's last step before it held of that code.
 
     A code's first record is compared with nothing. Static values have no earlier ones and are held.
@@ -130,12 +138,12 @@ def _carried_forward(model: SequenceModel, batch: SequenceBatch, population: Pop
     return _against(model, batch, (torch.from_numpy(at_bag), bags.ids.cpu()[source], bags.weights.cpu()[source]), None)
 
 
-def _reference(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int) -> Given:
+def _reference(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int, draw: int) -> Given:
     """Each record beside one training patient's, drawn at random, the last steps side by side."""
     of = population.references
     if of is None or not len(of):
         raise UserError("The baseline 'reference' needs records of training patients: give references.")
-    drawn = (Draws(batch.keys, seed).uniform(0, (len(batch), 1))[:, 0] * len(of)).long()
+    drawn = (Draws(batch.keys, seed).uniform(draw, (len(batch), 1))[:, 0] * len(of)).long()
     lengths, own = batch.lengths.cpu(), of.lengths.cpu()[drawn]
     events, static = of.streams[EVENTS], of.streams[STATIC]
     parts = []
@@ -156,7 +164,7 @@ def _reference(model: SequenceModel, batch: SequenceBatch, population: Populatio
     return _against(model, batch, *parts)
 
 
-_KINDS: dict[str, Callable[[SequenceModel, SequenceBatch, Population, int], Given]] = {
+_KINDS: dict[str, Callable[[SequenceModel, SequenceBatch, Population, int, int], Given]] = {
     RATES: _rates,
     CARRIED_FORWARD: _carried_forward,
     REFERENCE: _reference,
@@ -215,6 +223,19 @@ def _bag_batch(batch: SequenceBatch, step_rates: torch.Tensor, static_rates: tor
         streams[stream] = Bags(ids.to(torch.int32), rates[ids], begin, np.arange(len(ids)))
     one = batch.lengths.new_ones(1)
     return SequenceBatch(streams, batch.hours.new_zeros(1, 1), one, 1, np.zeros(1, int), np.zeros(1, np.uint64))
+
+
+def one_value_each(stream: str, ids: torch.Tensor) -> SequenceBatch:
+    """Records of one step that hold one feature value each, in this stream, and nothing in the other."""
+    number, device = len(ids), ids.device
+    full = torch.arange(number, dtype=torch.int32, device=device)
+    own = Bags(ids.to(torch.int32), torch.ones(number, device=device), full, np.arange(number))
+    none = Bags(full[:0], torch.ones(0, device=device), torch.zeros_like(full), np.arange(0))
+    streams = {name: own if name == stream else none for name in (EVENTS, STATIC)}
+    lengths = torch.ones(number, dtype=torch.int64, device=device)
+    return SequenceBatch(
+        streams, torch.zeros(number, 1, device=device), lengths, 1, np.arange(number), np.zeros(number, np.uint64)
+    )
 
 
 def population_of(

@@ -7,11 +7,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from whenwhy.attribution.question import Question
+from whenwhy.attribution.question import AT_ONCE, Question
 from whenwhy.models.sequence_model import Embedded
-
-#: Nodes that share one flat batch, so that memory does not grow with their number.
-NODES_AT_ONCE = 8
 
 
 def mean_gradients(question: Question, rows: torch.Tensor, nodes: int) -> Embedded:
@@ -24,9 +21,9 @@ def mean_gradients(question: Question, rows: torch.Tensor, nodes: int) -> Embedd
     begin = {name: tensor[rows] for name, tensor in question.baseline.items()} if question.given.embedded else {}
     places, shares = gauss_legendre(nodes)
     mean = {name: torch.zeros_like(tensor) for name, tensor in record.items()}
-    for first in range(0, nodes, NODES_AT_ONCE):
-        at = torch.as_tensor(places[first : first + NODES_AT_ONCE])
-        share = torch.as_tensor(shares[first : first + NODES_AT_ONCE])
+    for first in range(0, nodes, AT_ONCE):
+        at = torch.as_tensor(places[first : first + AT_ONCE])
+        share = torch.as_tensor(shares[first : first + AT_ONCE])
         flat = {name: on_the_way(at, tensor, begin.get(name)).flatten(0, 1) for name, tensor in record.items()}
         gradients = question.gradients_at(flat, rows.repeat(len(at)))
         for name, gradient in gradients.items():

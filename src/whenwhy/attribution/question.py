@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
 
-from whenwhy.attribution.baselines import Given
+from whenwhy.attribution.baselines import EMPTY, REFERENCE, Given, Population, given_baseline, one_value_each
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.signals import Rule, plain, signal
-from whenwhy.attribution.targets import Target
+from whenwhy.attribution.targets import Target, has_own_step_scores
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch
 from whenwhy.models.sequence_model import Embedded, SequenceModel, classes_of, logits_of
+from whenwhy.schema import EVERYTHING_ABSENT
+
+#: Nodes or draws that share one flat batch, so that memory does not grow with their number.
+AT_ONCE = 8
+
+#: Rows of a first layer that are looked at together.
+TABLE_ROWS_AT_ONCE = 8192
 
 #: A number a value of a stream: [value].
 PerValue = dict[str, torch.Tensor]
@@ -58,6 +67,7 @@ class Question:
         lengths: [patient] true steps.
         tolerance: of completeness, in units of the score.
         seed, draws: of the run, and random numbers of each prediction.
+        kind: the name of the baseline, one of `BASELINES`.
 
     Raises:
         UserError: the score of a record or of its baseline is not finite.
@@ -71,7 +81,10 @@ class Question:
         target: Target,
         tolerance: float,
         seed: int,
+        kind: str = EMPTY,
+        population: Population | None = None,
     ) -> None:
+        self.kind, self.population, self.seed = kind, population, seed
         self.model, self.batch, self.target, self.tolerance = model, batch, target, tolerance
         self.lengths = batch.lengths
         self.weights = {name: bags.weights.detach() for name, bags in batch.streams.items()}
@@ -125,14 +138,71 @@ class Question:
 
         Patients do not see each other, so the gradient of the sum is each one's own gradient.
         """
-        lengths = self.lengths if rows is None else self.lengths[rows]
+        return self._scored(embedded, self.lengths if rows is None else self.lengths[rows])[1]
+
+    def gradients_along(self, places: Iterable[Embedded]) -> Iterator[Embedded]:
+        """The gradients at each of some places [patient, ...], a few of which share a flat batch."""
+        patients, left = torch.arange(len(self), device=self.lengths.device), iter(places)
+        while some := list(islice(left, AT_ONCE)):
+            flat = {name: torch.cat([place[name] for place in some]) for name in some[0]}  # [place * patient, ...]
+            found = self.gradients_at(flat, patients.repeat(len(some)))
+            each = {name: tensor.split(len(self)) for name, tensor in found.items()}
+            yield from ({name: parts[at] for name, parts in each.items()} for at in range(len(some)))
+
+    def own_step_gradients(
+        self, before: Embedded, own: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the prediction made at each step, what it is and how it changes with that step alone.
+
+        A causal model that says so (`own_step_scores`) answers for all steps at once; of others each prefix is a
+        record of its own.
+
+        Args:
+            before: embeddings [row, ...] whose steps, up to the one before, stand as they are.
+            own: the step's own embeddings [node, row, step, ...], any number of them for the same past.
+            rows: [row] whose each is.
+
+        Returns:
+            The explained number of the record cut after each step [node, row, step], 0 in padding, and its
+            gradients, shaped as `own`.
+
+        Raises:
+            UserError: the target is about one step.
+        """
+        if self.target.step is not None:
+            raise UserError(
+                f"Every step's own prediction is explained here: name the target without @{self.target.step}."
+            )
+        lengths, n_steps = self.lengths[rows], own.shape[2]
+        true = torch.arange(n_steps, device=lengths.device) < lengths.unsqueeze(1)  # [row, step]
+        if has_own_step_scores(self.model, self.target):
+            leaf = own.detach().requires_grad_()
+            with torch.enable_grad():
+                told = self.target.own_step_scores(self.model, before, leaf) * true
+                (gradients,) = torch.autograd.grad(told.sum(), leaf)
+            return told.detach(), gradients
+        scores, gradients = own.new_zeros(own.shape[:3]), torch.zeros_like(own)
+        for step in range(n_steps):
+            here = torch.nonzero(true[:, step]).squeeze(1)
+            if not len(here):
+                break
+            prefix = {name: torch.cat([tensor[here]] * len(own)) for name, tensor in before.items()}
+            last = own[:, here, step].flatten(0, 1).unsqueeze(1)  # [node * row, 1, ...]
+            prefix[EVENTS] = torch.cat([prefix[EVENTS][:, :step], last], dim=1)
+            score, slopes = self._scored(prefix, lengths.new_full((len(last),), step + 1))
+            scores[:, here, step] = score.view(len(own), -1)
+            gradients[:, here, step] = slopes[EVENTS][:, step].unflatten(0, (len(own), -1))
+        return scores, gradients
+
+    def _scored(self, embedded: Embedded, lengths: torch.Tensor) -> tuple[torch.Tensor, Embedded]:
+        """The explained number [row] and its gradients."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in embedded.items()}
         with torch.enable_grad(), recurrence_with_gradients(self.model):
             score = self.target.score(self.model, leaves, lengths)
             if not score.requires_grad:
                 raise UserError("The model's score has no gradient: use a method that needs none, such as occlusion.")
             found = torch.autograd.grad(score.sum(), list(leaves.values()), materialize_grads=True)
-        return dict(zip(leaves, found, strict=True))
+        return score.detach(), dict(zip(leaves, found, strict=True))
 
     def scored_under(self, rule: Rule, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The explained number [row] of any embeddings [row, ...] that follow a rule through the model.
@@ -191,22 +261,27 @@ class Question:
         A part is the value's own way, (weight - weight in the baseline) times its embedding, times the
         gradient of its place; the rest of the way is what is absent.
         """
+        slopes = self.slopes(gradients)
+        values = {name: (self.weights[name] - self.given.matched[name]) * slope for name, slope in slopes.items()}
+        return Contributions(values, self.absent_parts(gradients))
+
+    def slopes(self, gradients: Embedded) -> PerValue:
+        """How fast the number changes with each value's weight, of its gradients in the embeddings."""
         weights = {name: tensor.clone().requires_grad_() for name, tensor in self.weights.items()}
         with torch.enable_grad():
             embedded = self.model.embed(self.batch, weights)
         names = [name for name in embedded if len(weights[name])]
-        slopes: tuple[torch.Tensor, ...] = ()
+        found: tuple[torch.Tensor, ...] = ()
         if names:
-            slopes = torch.autograd.grad(
+            found = torch.autograd.grad(
                 [embedded[name] for name in names],
                 [weights[name] for name in names],
                 [gradients[name] for name in names],
                 materialize_grads=True,
             )
-        values = {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()}
-        for name, slope in zip(names, slopes, strict=True):
-            values[name] = (self.weights[name] - self.given.matched[name]) * slope
-        return Contributions(values, self.absent_parts(gradients))
+        return {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()} | dict(
+            zip(names, found, strict=True)
+        )
 
     def absent_parts(self, gradients: Embedded) -> Embedded:
         """What leaving what is absent adds along these gradients, shaped as `Contributions.absent`."""
@@ -224,6 +299,56 @@ class Question:
         for part in found.absent.values():
             total += part.double().flatten(1).sum(1) if part.ndim > 1 else part.double()
         return total
+
+    @cached_property
+    def table_squares(self) -> dict[str, torch.Tensor]:
+        """W^T W of each stream's first layer W [feature value, width], float64 [width, width].
+
+        The feature value "everything absent" is never recorded, so it is in no sum.
+
+        Raises:
+            UserError: the model averages the values of a step.
+        """
+        if getattr(self.model, "mean", False):
+            raise UserError(
+                "The model averages the values of a step, so values that are not recorded have no weight in it: "
+                "use a method without noise in them, such as integrated_gradients."
+            )
+        device, size = self.lengths.device, self.model.vocabulary_size
+        found: dict[str, torch.Tensor] = {}
+        for name in self.batch.streams:
+            for ids in torch.arange(EVERYTHING_ABSENT + 1, size, device=device).split(TABLE_ROWS_AT_ONCE):
+                with torch.no_grad():
+                    rows = self.model.embed(one_value_each(name, ids))[name].flatten(1).double()  # [value, width]
+                found[name] = found.get(name, 0) + rows.T @ rows
+        return found
+
+    def step_notes(self, score: torch.Tensor, baseline_score: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a method tells of every step's own prediction, each [patient, step], not a number in padding."""
+        true = torch.arange(score.shape[1], device=score.device) < self.lengths.unsqueeze(1)
+        both = {"step_score": score, "step_baseline_score": baseline_score}
+        return {name: told.masked_fill(~true, torch.nan) for name, told in both.items()}
+
+    def beside_reference(self, draw: int) -> Question:
+        """The same records beside another reference record each, a new one a draw.
+
+        A baseline that is not drawn, such as the population's rates, is the same in every draw.
+
+        Raises:
+            UserError: there are no reference records.
+        """
+        if self.kind not in (EMPTY, REFERENCE):
+            return self
+        if self.population is None:
+            raise UserError(
+                "References are drawn from the training patients: name the baseline 'reference', and give a population."
+            )
+        other = copy(self)
+        for name in ("extra", "baseline_score"):
+            other.__dict__.pop(name, None)
+        other.given = given_baseline(REFERENCE, self.model, self.batch, self.population, self.seed, draw + 1)
+        other.baseline = other.given.embedded
+        return other
 
     def random_rows(self, rows: torch.Tensor | None) -> np.ndarray | None:
         """`rows` as `Draws` takes them."""

@@ -23,6 +23,7 @@ LAWS = {
     "zero_on_padding": "steps beyond a record's end change nothing",
     "alone_equals_batched": "a prediction gets the same attributions alone as in any batch, up to float rounding",
     "dummy": "a feature value on which the score does not depend gets exactly 0",
+    "steps_complete": "a step's attributions sum to what its own prediction changes when its values become the baseline's",
     "symmetry": "feature values that play the same part get equal shares",
 }
 
@@ -34,14 +35,17 @@ class Explanation:
     Attributes:
         contributions: a number a value, and for what is absent.
         n_evaluations: [patient] int32, model evaluations that it took.
-        spread: the standard deviation of each contribution, of methods that draw.
-        notes: [patient] each, what the method tells beside, by name.
+        spread: the standard deviation that each contribution has over the draws, of methods that draw: its
+            standard error.
+        notes: [patient] or [patient, step] each, what the method tells beside, by name.
+        baseline_score: [patient], of methods that draw baselines of their own; None: the question's.
     """
 
     contributions: Contributions
     n_evaluations: torch.Tensor
     spread: Contributions | None = None
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
+    baseline_score: torch.Tensor | None = None
 
 
 #: A method: a question, and its own options by keyword.
@@ -56,6 +60,7 @@ class Method:
         family: gradients, relevance, decomposition, perturbation, learned or attention.
         laws: names of LAWS that it keeps.
         tells_absence: its contributions along the way tell what not having a feature value adds.
+        needs_population: it draws references of its own, even beside the empty baseline.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Method:
     laws: frozenset[str]
     compute: Compute
     tells_absence: bool = False
+    needs_population: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -106,14 +112,16 @@ def _as(kind: type, value: Any) -> Any:
 _METHODS: dict[str, Method] = {}
 
 
-def method(family: str, describes: str, laws: set[str], *, tells_absence: bool = False) -> Callable[[Compute], Compute]:
+def method(
+    family: str, describes: str, laws: set[str], *, tells_absence: bool = False, needs_population: bool = False
+) -> Callable[[Compute], Compute]:
     """Registers the decorated function under its own name, with the laws that it keeps."""
     unknown = laws - set(LAWS)
     assert not unknown, f"no such law: {unknown}"
 
     def register(compute: Compute) -> Compute:
         name = compute.__name__
-        _METHODS[name] = Method(name, family, describes, frozenset(laws), compute, tells_absence)
+        _METHODS[name] = Method(name, family, describes, frozenset(laws), compute, tells_absence, needs_population)
         return compute
 
     return register

@@ -59,6 +59,19 @@ class Target:
             logits = self._at_step(steps, lengths, logits)
         return self._of_classes(logits, classes_of(model))
 
+    def own_step_scores(self, model: SequenceModel, before: Embedded, own: torch.Tensor) -> torch.Tensor:
+        """The number of the record cut after each step [..., patient, step], with a gradient in each step's own events.
+
+        Args:
+            before, own: as `StepwiseModel.own_step_scores` takes them; only where `has_own_step_scores`.
+        """
+        if self.kind == UNIT:
+            states: torch.Tensor = model.own_states(before, own)  # type: ignore[attr-defined]
+            return states[..., self.unit]
+        score: torch.Tensor = model.own_step_scores(before, own)  # type: ignore[attr-defined]
+        logits = torch.stack([torch.zeros_like(score), score], dim=-1)  # [..., class]
+        return self._of_classes(logits.flatten(0, -2), classes_of(model)).view(score.shape)
+
     def _at_step(self, steps: torch.Tensor, lengths: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
         """The element at the asked step [patient, ...]; `without` for records without steps."""
         last = lengths - 1
@@ -84,6 +97,12 @@ class Target:
             return logits.softmax(1)[:, places[0]]
         # Of two classes only the difference of their outputs is defined.
         return logits[:, places[0]] - logits[:, 1 - places[0]] if len(names) == 2 else logits[:, places[0]]
+
+
+def has_own_step_scores(model: SequenceModel, target: Target) -> bool:
+    """Whether every step's own prediction comes in one pass: a causal model of one logit that says how."""
+    asked = "own_states" if target.kind == UNIT else "own_step_scores"
+    return getattr(model, "not_causal", None) is None and not hasattr(model, "logits") and hasattr(model, asked)
 
 
 def target_named(text: str) -> Target:

@@ -57,6 +57,20 @@ class Ensemble(Classifier):
         told = zip(self.members, self._shares(embedded), strict=True)
         return torch.stack([member.step_scores(share, lengths) for member, share in told]).mean(0)
 
+    def own_step_scores(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
+        """The mean of the members' scores after each step, as a function of that step alone [..., patient, step].
+
+        Raises:
+            UserError: the members are not causal.
+        """
+        told = zip(self.member, self._shares(before), own.chunk(len(self.member), dim=-1), strict=True)
+        return torch.stack([member.own_step_scores(share, part) for member, share, part in told]).mean(0)  # type: ignore[operator]
+
+    def own_states(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
+        """The members' states after each step, as a function of that step alone, side by side [..., patient, step, unit]."""
+        told = zip(self.member, self._shares(before), own.chunk(len(self.member), dim=-1), strict=True)
+        return torch.cat([member.own_states(share, part) for member, share, part in told], dim=-1)  # type: ignore[operator]
+
     def states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """The members' states after each step, side by side [patient, step, unit].
 

@@ -76,8 +76,57 @@ class RecurrentClassifier(BagClassifier):
         """
         if self.not_causal:
             return super().step_scores(embedded, lengths)
-        pooled = self._pooled_prefixes(self._states(embedded, lengths))  # [patient, step, width]
+        states = self._states(embedded, lengths)
+        pooled = self._pooled_prefixes(states, states[:, 1:])  # [patient, step, width]
         return self._read(pooled, embedded[STATIC].unsqueeze(1).expand(-1, pooled.shape[1], -1))
+
+    def own_step_scores(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
+        """The score of the record cut after each step, as a function of that step alone [..., patient, step].
+
+        All states of the past in one pass without gradient, then one step of the cell for all steps at once.
+
+        Args:
+            before: the embeddings whose steps, up to the one before, and static values stand as they are.
+            own: the step's own embeddings [..., patient, step, hidden].
+
+        Raises:
+            UserError: the model is bidirectional.
+        """
+        if self.not_causal:
+            return super().step_scores(before, before[STATIC])
+        states, ends = self._own(before, own)
+        pooled = self._pooled_prefixes(states, ends)
+        return self._read(pooled, before[STATIC].unsqueeze(1).expand_as(ends))
+
+    def own_states(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
+        """The last layer's states after each step, as a function of that step alone [..., patient, step, width]."""
+        return self._own(before, own)[1]
+
+    def _own(self, before: Embedded, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The past's start and states [patient, 1 + step, width], and each step's own [..., patient, step, width]."""
+        start, inputs = torch.tanh(before[STATIC]).detach(), before[EVENTS].detach()
+        for layer in self.cell.all_weights:
+            weights: list[torch.Tensor] = list(layer)
+            with torch.no_grad():
+                known = self._known(inputs, start, weights)
+            earlier = [of[:, :-1].expand(*own.shape[:-1], -1).flatten(0, -2) for of in known]
+            if isinstance(self.cell, nn.LSTM):
+                after, _ = torch.lstm_cell(own.flatten(0, -2), earlier, *weights)
+            else:
+                after = torch.gru_cell(own.flatten(0, -2), *earlier, *weights)
+            own, inputs = after.view(*own.shape[:-1], -1), known[0][:, 1:]
+        return known[0], own
+
+    @staticmethod
+    def _known(inputs: torch.Tensor, start: torch.Tensor, weights: list[torch.Tensor]) -> list[torch.Tensor]:
+        """A layer's start and states, and an LSTM's memories, [patient, 1 + step, hidden] each."""
+        if len(weights[0]) == 3 * start.shape[1]:
+            states, _ = torch.gru(inputs, start.unsqueeze(0), weights, True, 1, 0.0, False, False, True)
+            return [torch.cat([start.unsqueeze(1), states], dim=1)]
+        known = [(start, start)]
+        for x in inputs.unbind(1):
+            known.append(torch.lstm_cell(x, known[-1], *weights))  # one step at a time, for the memories' sake
+        return [torch.stack(of, dim=1) for of in zip(*known, strict=True)]
 
     def states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """The last layer's states after each step [patient, step, width]; padding says nothing."""
@@ -128,21 +177,29 @@ class RecurrentClassifier(BagClassifier):
         attended: torch.Tensor = (share.unsqueeze(1) @ states).squeeze(1)
         return attended
 
-    def _pooled_prefixes(self, states: torch.Tensor) -> torch.Tensor:
-        """What `_pooled` would say of the record cut after each step [patient, step, width]."""
-        n_steps, ends = states.shape[1] - 1, states[:, 1:]
+    def _pooled_prefixes(self, states: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """What `_pooled` would say of the record cut after each step [..., patient, step, width].
+
+        Args:
+            states: [patient, 1 + step, width], of which each prefix reads those before its last.
+            ends: its last one [..., patient, step, width].
+        """
+        earlier, n_steps = states[:, :-1], states.shape[1] - 1
         if self.pooling == "last":
             return ends
         if self.pooling == "mean":
-            return states.cumsum(1)[:, 1:] / torch.arange(2, n_steps + 2, device=states.device).unsqueeze(1)
+            return (earlier.cumsum(1) + ends) / torch.arange(2, n_steps + 2, device=states.device).unsqueeze(1)
         if self.pooling == "max":
-            return states.cummax(1).values[:, 1:]
+            return torch.maximum(earlier.cummax(1).values, ends)
         if self.pooling == "additive":
-            energy = self.energy(states).squeeze(2).unsqueeze(1).expand(-1, n_steps, -1)
+            energy = self.energy(earlier).squeeze(2).unsqueeze(1).expand(*ends.shape[:-1], -1)
+            of_end = self.energy(ends)
         else:
-            energy = ends @ states.transpose(1, 2) / math.sqrt(states.shape[2])
-        later = torch.ones(n_steps, n_steps + 1, dtype=torch.bool, device=states.device).triu(2)
-        attended: torch.Tensor = energy.masked_fill(later, -math.inf).softmax(2) @ states
+            energy = ends @ earlier.transpose(1, 2) / math.sqrt(states.shape[2])  # [..., patient, step, state]
+            of_end = (ends * ends).sum(-1, keepdim=True) / math.sqrt(states.shape[2])
+        later = torch.ones(n_steps, n_steps, dtype=torch.bool, device=states.device).triu(1)
+        share = torch.cat([energy.masked_fill(later, -math.inf), of_end], dim=-1).softmax(-1)
+        attended: torch.Tensor = share[..., :-1] @ earlier + share[..., -1:] * ends
         return attended
 
 

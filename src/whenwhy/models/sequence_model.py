@@ -33,7 +33,10 @@ class SequenceModel(Protocol):
 
 
 class StepwiseModel(SequenceModel, Protocol):
-    """A model that says of itself whether it has scores at the steps of a record."""
+    """A model that says of itself whether it has scores at the steps of a record.
+
+    It may also have `own_step_scores(before, own)`: those scores as functions of each one's own step alone.
+    """
 
     #: Why it has none; None: it is causal, and has them.
     not_causal: str | None
