@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from conftest import INLINE, SmallRun
 from foreign_models import stranger
+from quick_methods import explained
 from whenwhy.attribution import attribute, registered_methods
 from whenwhy.attribution.attribute_shards import (
     ABOUT,
@@ -211,7 +212,8 @@ def per_patient(batch: SequenceBatch, streams: dict[str, torch.Tensor]) -> torch
 @pytest.mark.parametrize("method", registered_methods())
 def test_every_method_explains_a_strangers_network(method: str) -> None:
     _, model, sequences = of("LinearGRU")
-    found = attribute(model, sequences.batch(np.arange(len(sequences))), method=method)
+    batch = sequences.batch(np.arange(len(sequences)))
+    found = explained(model, batch, batch, method=method)
     assert torch.isfinite(found.streams[EVENTS]).all()
 
 

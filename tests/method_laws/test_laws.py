@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quick_methods import QUICK, explained
 from replicas.integrated_gradients import dense_integrated_gradients, dense_score
 from whenwhy.attribution import BASELINES, LAWS, Attributions, Population, attribute, population_of, registered_methods
 from whenwhy.attribution.attribute import TOLERANCE
@@ -85,6 +86,11 @@ def population() -> Population:
     return population_of([everything(cohort(99))], SIZE, np.arange(SIZE) % 7 - 1, everything(cohort(98)))
 
 
+def sample() -> SequenceBatch:
+    """Records of others still, to fit methods on."""
+    return everything(cohort(97))
+
+
 def totals(batch: SequenceBatch, found: Attributions) -> torch.Tensor:
     """The sum of each prediction's attributions [patient]."""
     total = torch.zeros(len(batch), dtype=torch.float64)
@@ -112,7 +118,7 @@ def test_every_law_is_kept_by_some_method_and_every_method_states_some() -> None
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.5, 4), baseline=st.sampled_from(sorted(BASELINES)))
 def test_completeness(method: str, seed: int, scale: float, baseline: str) -> None:
     batch, model = everything(cohort(seed)), model_of(seed, scale)
-    found = attribute(model, batch, method=method, baseline=baseline, population=population(), tolerance=1e-4)
+    found = explained(model, batch, sample(), method=method, baseline=baseline, population=population(), tolerance=1e-4)
     residual = (totals(batch, found) - (found.score - found.baseline_score)).abs()
     torch.testing.assert_close(found.residual.abs(), residual, rtol=0, atol=1e-9)
     missed = residual > 1e-4
@@ -126,7 +132,7 @@ def test_only_what_is_complete_declares_it() -> None:
     batch, model = everything(cohort(1)), model_of(1)
     residual = {}
     for name in registered_methods():
-        found = attribute(model, batch, method=name)
+        found = explained(model, batch, sample(), method=name)
         residual[name] = float((totals(batch, found) - (found.score - found.baseline_score)).abs().max())
     assert residual["integrated_gradients"] <= TOLERANCE
     assert residual["gradient_times_input"] > 0.1
@@ -135,7 +141,7 @@ def test_only_what_is_complete_declares_it() -> None:
 @pytest.mark.parametrize("method", keeping("linearity"))
 def test_linearity(method: str) -> None:
     batch, model = everything(cohort(2)), LinearModel(2)
-    found = attribute(model, batch, method=method)  # type: ignore[arg-type]
+    found = explained(model, batch, sample(), method=method)  # type: ignore[arg-type]
     for name in (EVENTS, STATIC):
         expected = model.effect[name][batch.streams[name].ids, 0]
         torch.testing.assert_close(found.streams[name].double(), expected, rtol=1e-6, atol=1e-7)
@@ -147,13 +153,13 @@ def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
     sequences, model = cohort(seed), model_of(seed)
     order = np.random.default_rng(seed).permutation(len(sequences))
     batch = sequences.batch(order)
-    together = attribute(model, batch, method=method, tolerance=1e-9)
+    together = explained(model, batch, sample(), method=method, tolerance=1e-9)
     flat = {EVENTS: np.zeros(len(sequences.event_id)), STATIC: np.zeros(len(sequences.static_id))}
     for name in flat:
         flat[name][batch.streams[name].at] = together.streams[name]
     for row in range(len(sequences)):
         single = sequences.batch(np.array([row]))
-        alone = attribute(model, single, method=method, tolerance=1e-9)
+        alone = explained(model, single, sample(), method=method, tolerance=1e-9)
         for name in flat:
             np.testing.assert_allclose(alone.streams[name], flat[name][single.streams[name].at], rtol=1e-5, atol=1e-6)
 
@@ -162,7 +168,7 @@ def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
 def test_zero_on_padding(method: str) -> None:
     sequences, model = cohort(4), model_of(4)
     batch = everything(sequences)
-    found = attribute(model, batch, method=method, baseline="rates", population=population())
+    found = explained(model, batch, sample(), method=method, baseline="rates", population=population())
     padded = torch.arange(batch.n_steps)[None] >= batch.lengths[:, None]
     assert padded.any()
     assert (found.absent[EVENTS][padded] == 0).all()
@@ -176,7 +182,7 @@ def test_dummy(method: str) -> None:
     with torch.no_grad():
         for table in model.tables.values():
             table[7] = 0
-    found = attribute(model, batch, method=method)
+    found = explained(model, batch, sample(), method=method)
     for name in (EVENTS, STATIC):
         idle = batch.streams[name].ids == 7
         assert (found.streams[name][idle] == 0).all()
@@ -196,13 +202,26 @@ def test_symmetry(method: str) -> None:
     with torch.no_grad():
         for table in model.tables.values():
             table[3] = table[4]
-    found = attribute(
-        model, Sequences(pa.Table.from_pylist([row], schema=SEQUENCES)).batch(np.array([0])), method=method
-    )
+    batch = Sequences(pa.Table.from_pylist([row], schema=SEQUENCES)).batch(np.array([0]))
+    found = explained(model, batch, sample(), method=method)
     events, static = found.streams[EVENTS], found.streams[STATIC]
     assert events[0] == events[1] != events[2]
     assert events[3] == events[4] != events[0]
     assert static[0] == static[1] != 0
+
+
+@pytest.mark.parametrize("baseline", ["empty", "rates"])
+@pytest.mark.parametrize("method", keeping("share"))
+def test_share(method: str, baseline: str) -> None:
+    batch, model = everything(cohort(11)), model_of(11)
+    found = explained(model, batch, sample(), method=method, baseline=baseline, population=population())
+    shares = torch.cat([*found.streams.values(), *(part.flatten() for part in found.absent.values())])
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert ((shares > 0) & (shares < 1)).any()
+
+
+def test_quick_options_are_of_methods_that_there_are() -> None:
+    assert set(QUICK) <= set(registered_methods())
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from whenwhy.models.sequence_model import Embedded, SequenceModel, classes_of, l
 
 #: A number a value of a stream: [value].
 PerValue = dict[str, torch.Tensor]
+
+NO_GRADIENT = "The model's score has no gradient: use a method that needs none, such as occlusion."
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Question:
         embedded, baseline: a tensor a stream, without gradient; padding is 0 in both.
         lengths: [patient] true steps.
         tolerance: of completeness, in units of the score.
-        draws: random numbers of each prediction.
+        draws: random numbers of each prediction, of the `seed`.
+        fitted: the tensors of a method that was fitted to the model beforehand, by name; empty for others.
 
     Raises:
         UserError: the score of a record or of its baseline is not finite.
@@ -70,8 +74,10 @@ class Question:
         target: Target,
         tolerance: float,
         seed: int,
+        fitted: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.model, self.batch, self.target, self.tolerance = model, batch, target, tolerance
+        self.seed, self.fitted = seed, dict(fitted or {})
         self.lengths = batch.lengths
         self.weights = {name: bags.weights.detach() for name, bags in batch.streams.items()}
         self.given = given
@@ -79,11 +85,15 @@ class Question:
             self.embedded = dict(model.embed(batch))
         self.baseline = given.embedded or {name: torch.zeros_like(t) for name, t in self.embedded.items()}
         self.draws = Draws(batch.keys, seed)
-        if not (torch.isfinite(self.score).all() and torch.isfinite(self.baseline_score).all()):
-            raise UserError("The model's score is not finite (NaN or infinite): check its weights.")
+        self.require_finite()
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def require_finite(self) -> None:
+        """Raises `UserError` unless what is explained is finite."""
+        if not (torch.isfinite(self.score).all() and torch.isfinite(self.baseline_score).all()):
+            raise UserError("The model's score is not finite (NaN or infinite): check its weights.")
 
     def evaluations(self, number: int) -> torch.Tensor:
         """The same number for every patient [patient] int32."""
@@ -109,27 +119,39 @@ class Question:
                 logits = logits_of(self.model, self.embedded, self.lengths)
         return logits.double().softmax(1)
 
-    def score_of(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """The explained number [row] of any embeddings [row, ...], without gradient.
+    @cached_property
+    def true_steps(self) -> torch.Tensor:
+        """Which steps are the record's own, and no padding [patient, step] bool."""
+        steps = torch.arange(self.batch.n_steps, device=self.lengths.device)
+        return steps < self.lengths.unsqueeze(1)
+
+    def explained(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The explained number [row] of any embeddings [row, ...], with a gradient where it is enabled.
 
         Args:
             rows: [row] whose each is; None: one a patient, in order.
         """
-        lengths = self.lengths if rows is None else self.lengths[rows]
+        return self.target.score(self.model, embedded, self.lengths if rows is None else self.lengths[rows])
+
+    def outputs(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """All that is explained at once [row, ..., class], as `explained` takes it: here that one number [row, 1]."""
+        return self.explained(embedded, rows).unsqueeze(1)
+
+    def score_of(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The explained number [row] of any embeddings [row, ...], without gradient; `rows` as for `explained`."""
         with torch.no_grad():
-            return self.target.score(self.model, embedded, lengths)
+            return self.explained(embedded, rows)
 
     def gradients_at(self, embedded: Embedded, rows: torch.Tensor | None = None) -> Embedded:
         """The explained number's gradients at any embeddings [row, ...], shaped as they are.
 
         Patients do not see each other, so the gradient of the sum is each one's own gradient.
         """
-        lengths = self.lengths if rows is None else self.lengths[rows]
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in embedded.items()}
         with torch.enable_grad(), recurrence_with_gradients(self.model):
-            score = self.target.score(self.model, leaves, lengths)
+            score = self.explained(leaves, rows)
             if not score.requires_grad:
-                raise UserError("The model's score has no gradient: use a method that needs none, such as occlusion.")
+                raise UserError(NO_GRADIENT)
             found = torch.autograd.grad(score.sum(), list(leaves.values()), materialize_grads=True)
         return dict(zip(leaves, found, strict=True))
 
@@ -154,7 +176,7 @@ class Question:
         return {name: self.baseline[name] - matched[name] for name in self.baseline}
 
     def at(self, shares: Mapping[str, torch.Tensor], absent: Mapping[str, torch.Tensor] | None = None) -> Embedded:
-        """The embeddings on the way from the baseline to the record.
+        """The embeddings on the way from the baseline to the record, with a gradient where the shares have one.
 
         Args:
             shares: a tensor [value] a stream, how far each value has come: 0 the baseline's, 1 the record's.
@@ -165,7 +187,8 @@ class Question:
             + share.to(self.weights[name]) * (self.weights[name] - self.given.matched[name])
             for name, share in shares.items()
         }
-        with torch.no_grad():
+        moving = [*shares.values(), *(absent or {}).values()]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(share.requires_grad for share in moving)):
             embedded = dict(self.model.embed(self.batch, way))
             if absent is not None:
                 for name, extra in self.extra.items():
@@ -179,22 +202,39 @@ class Question:
         A part is the value's own way, (weight - weight in the baseline) times its embedding, times the
         gradient of its place; the rest of the way is what is absent.
         """
-        weights = {name: tensor.clone().requires_grad_() for name, tensor in self.weights.items()}
-        with torch.enable_grad():
-            embedded = self.model.embed(self.batch, weights)
-        names = [name for name in embedded if len(weights[name])]
-        slopes: tuple[torch.Tensor, ...] = ()
-        if names:
-            slopes = torch.autograd.grad(
-                [embedded[name] for name in names],
-                [weights[name] for name in names],
-                [gradients[name] for name in names],
-                materialize_grads=True,
-            )
-        values = {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()}
-        for name, slope in zip(names, slopes, strict=True):
-            values[name] = (self.weights[name] - self.given.matched[name]) * slope
+        slopes = self.slopes(gradients)
+        values = {name: (self.weights[name] - self.given.matched[name]) * slope for name, slope in slopes.items()}
         return Contributions(values, self.absent_parts(gradients))
+
+    def slopes(self, gradients: Embedded) -> PerValue:
+        """What one more of each value adds along these gradients [value]: its embedding times its place's gradient.
+
+        It is linear in the gradients, and has a gradient with respect to them where it is enabled.
+        """
+        names = list(self.weights)
+        slopes: tuple[torch.Tensor, ...] = _Slopes.apply(self, names, *(gradients[name] for name in names))
+        return dict(zip(names, slopes, strict=True))
+
+    def left(self, shares: PerValue, absent: Embedded | None = None) -> Embedded:
+        """How much of each place of the embeddings `at` leaves behind, in [0, 1], of as many axes as they have.
+
+        All values of a step share its places, and so do the static ones: the mean of 1 - share over them, and over
+        what is absent where the baseline records something; 0 where there is nothing to leave.
+        """
+        found = {}
+        for name, share in shares.items():
+            values, like = self.values[name], self.embedded[name]
+            shape = (len(self), self.batch.n_steps) if name == EVENTS else (len(self),)
+            place = values.patient * self.batch.n_steps + values.step if name == EVENTS else values.patient
+            number = int(np.prod(shape))
+            total = share.new_zeros(number).index_add(0, place, 1 - share).view(shape)
+            count = torch.bincount(place, minlength=number).view(shape)
+            if self.extra:
+                true = self.true_steps if name == EVENTS else torch.ones_like(self.lengths)
+                total = total + true * (1 - (absent or {})[name]) if absent else total
+                count = count + true
+            found[name] = (total / count.clamp(min=1)).view(*shape, *[1] * (like.ndim - len(shape)))
+        return found
 
     def absent_parts(self, gradients: Embedded) -> Embedded:
         """What leaving what is absent adds along these gradients, shaped as `Contributions.absent`."""
@@ -216,3 +256,31 @@ class Question:
     def random_rows(self, rows: torch.Tensor | None) -> np.ndarray | None:
         """`rows` as `Draws` takes them."""
         return None if rows is None else rows.cpu().numpy()
+
+
+class _Slopes(torch.autograd.Function):
+    """`Question.slopes`: embedding is linear in the weights, so the way back is to embed what comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, question: Question, names: list[str], *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.question, ctx.names = question, names
+        weights = {name: question.weights[name].clone().requires_grad_() for name in names}
+        with torch.enable_grad():
+            embedded = question.model.embed(question.batch, weights)
+        given = dict(zip(names, gradients, strict=True))
+        some = [name for name in names if len(weights[name]) and embedded[name].requires_grad]
+        found = {name: torch.zeros_like(weights[name]) for name in names}
+        if some:
+            slopes = torch.autograd.grad(
+                [embedded[name] for name in some],
+                [weights[name] for name in some],
+                [given[name] for name in some],
+                materialize_grads=True,
+            )
+            found |= dict(zip(some, slopes, strict=True))
+        return tuple(found[name] for name in names)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[Any, ...]:
+        embedded = ctx.question.model.embed(ctx.question.batch, dict(zip(ctx.names, slopes, strict=True)))
+        return None, None, *(embedded[name] for name in ctx.names)

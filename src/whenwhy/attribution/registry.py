@@ -24,6 +24,7 @@ LAWS = {
     "alone_equals_batched": "a prediction gets the same attributions alone as in any batch, up to float rounding",
     "dummy": "a feature value on which the score does not depend gets exactly 0",
     "symmetry": "feature values that play the same part get equal shares",
+    "share": "an attribution lies between 0 and 1, and tells how much, not in which direction",
 }
 
 
@@ -44,8 +45,24 @@ class Explanation:
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a method learned of a model before it explains anything: data, never code.
+
+    Attributes:
+        tensors: by name; a method finds them in `Question.fitted`.
+        summary: what is told of the fit, by name.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    summary: Mapping[str, float] = field(default_factory=dict)
+
+
 #: A method: a question, and its own options by keyword.
 Compute = Callable[..., Explanation]
+
+#: What fits a method: the questions of a sample, and the method's options by keyword.
+Fit = Callable[..., Fitted]
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,7 @@ class Method:
         family: gradients, relevance, decomposition, perturbation, learned or attention.
         laws: names of LAWS that it keeps.
         tells_absence: its contributions along the way tell what not having a feature value adds.
+        fit: what must run once, on a sample, before it can explain; None: nothing.
     """
 
     name: str
@@ -64,6 +82,7 @@ class Method:
     laws: frozenset[str]
     compute: Compute
     tells_absence: bool = False
+    fit: Fit | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -106,14 +125,16 @@ def _as(kind: type, value: Any) -> Any:
 _METHODS: dict[str, Method] = {}
 
 
-def method(family: str, describes: str, laws: set[str], *, tells_absence: bool = False) -> Callable[[Compute], Compute]:
+def method(
+    family: str, describes: str, laws: set[str], *, tells_absence: bool = False, fit: Fit | None = None
+) -> Callable[[Compute], Compute]:
     """Registers the decorated function under its own name, with the laws that it keeps."""
     unknown = laws - set(LAWS)
     assert not unknown, f"no such law: {unknown}"
 
     def register(compute: Compute) -> Compute:
         name = compute.__name__
-        _METHODS[name] = Method(name, family, describes, frozenset(laws), compute, tells_absence)
+        _METHODS[name] = Method(name, family, describes, frozenset(laws), compute, tells_absence, fit)
         return compute
 
     return register
