@@ -136,6 +136,11 @@ class DenseQuestion(Question):
             return outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
         return _chosen(outputs, self.index if rows is None else self.index[rows]).unsqueeze(1)
 
+    @property
+    def extra(self) -> Embedded:  # type: ignore[override]
+        """Nothing: a baseline's cells are the input's own, with other numbers."""
+        return {}
+
     def require_finite(self) -> None:
         """Raises `UserError` unless all that is explained is finite."""
         with torch.no_grad():

@@ -212,7 +212,8 @@ class Question:
         It is linear in the gradients, and has a gradient with respect to them where it is enabled.
         """
         names = list(self.weights)
-        slopes: tuple[torch.Tensor, ...] = _Slopes.apply(self, names, *(gradients[name] for name in names))
+        given = (gradients[name] for name in names)
+        slopes: tuple[torch.Tensor, ...] = _Slopes.apply(self, names, *given)  # type: ignore[no-untyped-call]
         return dict(zip(names, slopes, strict=True))
 
     def left(self, shares: PerValue, absent: Embedded | None = None) -> Embedded:

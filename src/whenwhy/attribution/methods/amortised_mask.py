@@ -7,6 +7,7 @@ instead of each record's own by itself: what `extremal_mask` needs hundreds of p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,11 +23,37 @@ from whenwhy.events.sequence_batch import EVENTS, STATIC
 from whenwhy.models.sequence_model import Embedded
 
 
+class _WithinOne(torch.autograd.Function):
+    """0.5 + x held in [0, 1]; beyond an end it still listens to what calls it back, and to nothing that drives it on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return (0.5 + x).clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        driven_on = ((x < -0.5) & (gradient > 0)) | ((x > 0.5) & (gradient < 0))
+        return gradient.masked_fill(driven_on, 0)
+
+
+def within_one(x: torch.Tensor) -> torch.Tensor:
+    """0.5 + x, held in [0, 1] as the masks of `extremal_mask` are, so that 0 and 1 are reached and can be left again.
+
+    Example:
+        >>> within_one(torch.tensor([-2.0, 0.0, 0.25])).tolist()
+        [0.0, 0.5, 0.75]
+    """
+    held: torch.Tensor = _WithinOne.apply(x)  # type: ignore[no-untyped-call]
+    return held
+
+
 class MaskNetwork(nn.Module):
     """Reads a record's embeddings in both directions; tells the masks of its values, and the perturbation.
 
-    A mask is the sigmoid of <query of the value's place, embedding of the value> plus a number of the place. So it
-    fits any vocabulary, and values of like embeddings in one place have like masks; of dense inputs, whose values
+    A mask is one half, plus <query of the value's place, embedding of the value>, plus a number of the place, held
+    within 0 and 1. So it fits any vocabulary, and values of like embeddings in one place have like masks; of dense inputs, whose values
     are places themselves, the query is the answer.
 
     Args:
@@ -41,7 +68,7 @@ class MaskNetwork(nn.Module):
         self.widths = events, static
         self.register_buffer("middle", torch.zeros(events + static))
         self.register_buffer("spread", torch.ones(events + static))
-        self.cell = nn.GRU(events + static, hidden, batch_first=True, bidirectional=True)
+        self.cell = nn.GRU(events + static + 2, hidden, batch_first=True, bidirectional=True)
         self.of_step = nn.Linear(2 * hidden, 2 * events + 2)
         self.of_record = nn.Linear(2 * hidden + static, 2 * static + 2)
 
@@ -51,6 +78,10 @@ class MaskNetwork(nn.Module):
         x, record = events.flatten(2), static.flatten(1)  # [patient, step, width], [patient, width]
         x = torch.cat([x, record.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=2)
         x = (x - self.middle) / self.spread
+        # Where a step stands, from the begin and from the end: a recurrent layer alone is long in learning to count.
+        before = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype).expand(len(x), -1)  # [patient, step]
+        after = (question.lengths.unsqueeze(1) + 1 - before).clamp(min=1)
+        x = torch.cat([x, 1 / before.unsqueeze(2), 1 / after.unsqueeze(2)], dim=2)
         # A record without steps is given one, since cells take no fewer, and its states are not read.
         lengths = question.lengths.clamp(min=1).cpu()
         states, _ = self.cell(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
@@ -58,7 +89,7 @@ class MaskNetwork(nn.Module):
         true = question.true_steps.unsqueeze(2)
         states = states * true  # [patient, step, 2 * hidden]
         mean = states.sum(1) / question.lengths.clamp(min=1).unsqueeze(1)
-        own = x[:, 0, self.widths[0] :]
+        own = x[:, 0, self.widths[0] : sum(self.widths)]
         by_step, by_record = self.of_step(states), self.of_record(torch.cat([mean, own], dim=1))
         queries, perturbation, bias, absent = {}, {}, {}, {}
         for name, made, like in ((EVENTS, by_step, events), (STATIC, by_record, static)):
@@ -71,8 +102,8 @@ class MaskNetwork(nn.Module):
         for name, logit in logits.items():
             at = question.values[name]
             place = bias[name][at.patient, at.step] if name == EVENTS else bias[name][at.patient]
-            values[name] = torch.sigmoid(logit + place)
-        return Contributions(values, {name: torch.sigmoid(absent[name]) for name in question.extra}), perturbation
+            values[name] = within_one(logit + place)
+        return Contributions(values, {name: within_one(absent[name]) for name in question.extra}), perturbation
 
 
 def fit_amortised_mask(
@@ -147,7 +178,7 @@ def _standardise(network: MaskNetwork, questions: Sequence[Question]) -> None:
             for question in questions
         ]
         x = torch.cat(parts)  # [row, width]
-        if len(x) > 1:
+        if len(x) > 1 and x.shape[1]:
             place = slice(begin, begin + x.shape[1])
             spread = x.std(0)
             network.middle[place] = x.mean(0)
