@@ -137,7 +137,7 @@ class DenseQuestion(Question):
         return _chosen(outputs, self.index if rows is None else self.index[rows]).unsqueeze(1)
 
     @property
-    def extra(self) -> Embedded:  # type: ignore[override]
+    def extra(self) -> Embedded:
         """Nothing: a baseline's cells are the input's own, with other numbers."""
         return {}
 
