@@ -123,6 +123,7 @@ def dense_masks(
     epochs: int,
     l1: float,
     l2: float,
+    rate: float = 0.01,
 ) -> torch.Tensor:
     """The paper's own form, of an input [time, feature]: a mask for each cell, all outputs compared."""
     mask = torch.full_like(x, 0.5)
@@ -135,7 +136,7 @@ def dense_masks(
         outputs = forward(mixed.unsqueeze(0)).flatten()
         return ((outputs - wanted) ** 2).mean() + l1 * mask.mean() + l2 * made.abs().mean()
 
-    adam(objective, [mask], list(networks.values()), epochs, 0.01)
+    adam(objective, [mask], list(networks.values()), epochs, rate)
     return mask
 
 
