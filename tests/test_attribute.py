@@ -13,16 +13,22 @@ import numpy as np
 import pytest
 
 from conftest import INLINE, SmallRun
+from whenwhy.attribution import attribute
 from whenwhy.attribution.attribute_shards import (
+    FITTED,
     PREDICTION_ROWS,
     ROWS,
     AttributeSettings,
     attribute_shards,
+    fitted_sentence,
+    read_fitted,
     residual_summary,
 )
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
+from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequences import TABLE, PrepareSettings, prepare
+from whenwhy.models.checkpoint import load_model
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.schema import ATTRIBUTION_UNITS, ATTRIBUTIONS, PREDICTIONS
 from whenwhy.shards import StageDirectory
@@ -69,6 +75,36 @@ def test_killed_half_way_it_continues_to_the_same_bytes(tmp_path: Path, small_ru
     assert len(again.stderr.splitlines()) == left  # finished shards are not done again
     assert all(path.stat().st_mtime_ns == modified for path, modified in before.items())
     assert stage.content_sha256() == undisturbed
+
+
+def test_a_method_is_fitted_once_and_the_run_keeps_what_it_learned(small_run: SmallRun, tmp_path: Path) -> None:
+    settings = AttributeSettings("amortised_mask", options={"epochs": 2, "hidden": 4, "gap_epochs": 3})
+    stage = attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", settings, INLINE)
+    told = stage.entry(FITTED).summary
+    assert told["n_records"] > 0
+    assert told["held_out"] == 1
+    assert "gap" in fitted_sentence(stage)
+    fitted = read_fitted(stage)
+    assert fitted is not None
+    # The shards are those of the tensors that were kept.
+    source = Sequences(StageDirectory.open(small_run.sequences).read(stage.shards[0], TABLE))
+    model = load_model(StageDirectory.open(small_run.model, "train"))
+    found = attribute(
+        model, source.batch(np.arange(3)), method="amortised_mask", options=stage.settings["options"], fitted=fitted
+    )
+    first = stage.read(stage.shards[0], ROWS).to_pandas()
+    ids = stage.read(stage.shards[0], PREDICTION_ROWS)["prediction_id"].to_pylist()[:3]
+    mine = first[first.prediction_id.isin(ids)].attribution.sum()
+    assert abs(mine - sum(float(part.double().sum()) for part in found.streams.values())) < 1e-3
+    # Killed after the fit, it is not fitted again, and a new run ends with the same bytes.
+    for shard in stage.shards:
+        (stage.path / "entries" / f"{shard}.json").unlink()
+    kept = (stage.path / "entries" / f"{FITTED}.json").stat().st_mtime_ns
+    again = attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", settings, INLINE)
+    assert (stage.path / "entries" / f"{FITTED}.json").stat().st_mtime_ns == kept
+    anew = attribute_shards(small_run.sequences, small_run.model, tmp_path / "anew", settings, INLINE)
+    assert again.content_sha256() == anew.content_sha256()
+    assert read_fitted(StageDirectory.open(small_run.attributions)) is None
 
 
 def test_tables_keep_the_contract_and_add_up(small_run: SmallRun) -> None:

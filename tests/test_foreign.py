@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from conftest import INLINE, SmallRun
 from foreign_models import stranger
+from quick_methods import explained
 from whenwhy.attribution import attribute, population_of, registered_methods
 from whenwhy.attribution.attribute_shards import (
     ABOUT,
@@ -232,7 +233,7 @@ def test_every_method_explains_a_strangers_network(method: str) -> None:
     _, model, sequences = of("LinearGRU")
     batch = sequences.batch(np.arange(len(sequences)))
     of_training = population_of([batch], SIZE + 1, np.full(SIZE + 1, -1), batch)
-    found = attribute(model, batch, method=method, population=of_training)
+    found = explained(model, batch, batch, method=method, population=of_training)
     assert torch.isfinite(found.streams[EVENTS]).all()
 
 

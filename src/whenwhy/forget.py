@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whenwhy.attribution.attribute_shards import PREDICTION_ROWS, ROWS
+from whenwhy.attribution.attribute_shards import FITTED, PREDICTION_ROWS, ROWS
 from whenwhy.errors import UserError
 from whenwhy.events.parquet_files import parquet_files
 from whenwhy.events.sequence_directory import TABLE
@@ -87,6 +87,11 @@ def _forgotten(
     lines += [_rebuilt(path, settings, runs, wanted) for path, (settings, runs) in of_store.items()]
     if any(stage.manifest["stage"] == "train" for stage in stages):
         lines.append("Weights keep what they learned from a training patient: train again to remove that too.")
+    lines += [
+        f"{stage.path}: what its method learned stays (entry '{FITTED}'): attribute into a new directory to remove that too."
+        for stage in stages
+        if FITTED in stage.needs
+    ]
     return lines
 
 

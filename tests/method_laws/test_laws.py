@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quick_methods import QUICK, explained
 from replicas.integrated_gradients import dense_integrated_gradients, dense_score
 from whenwhy.attribution import BASELINES, LAWS, Attributions, Population, attribute, population_of, registered_methods
 from whenwhy.attribution.attribute import TOLERANCE
@@ -103,6 +104,11 @@ def wider(batch: SequenceBatch, more: int) -> SequenceBatch:
     return replace(batch, streams=streams, hours=hours, n_steps=batch.n_steps + more)
 
 
+def sample() -> SequenceBatch:
+    """Records of others still, to fit methods on."""
+    return everything(cohort(97))
+
+
 def totals(batch: SequenceBatch, found: Attributions) -> torch.Tensor:
     """The sum of each prediction's attributions [patient]."""
     total = torch.zeros(len(batch), dtype=torch.float64)
@@ -114,13 +120,6 @@ def totals(batch: SequenceBatch, found: Attributions) -> torch.Tensor:
         bag = torch.repeat_interleave(torch.arange(len(bags.offsets)), ends - bags.offsets)
         total.index_add_(0, bag // per_patient, found.streams[name].double())
     return total
-
-
-def few(method: str) -> dict[str, int]:
-    """Options with which a method that draws draws little, where its laws hold for any number of draws."""
-    if method == "timing":  # a value that stays where it is in every draw would get nothing
-        return {}
-    return {name: 3 for name in registered_methods()[method].options if name in ("runs", "samples")}
 
 
 def keeping(law: str) -> list[str]:
@@ -137,9 +136,7 @@ def test_every_law_is_kept_by_some_method_and_every_method_states_some() -> None
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.5, 4), baseline=st.sampled_from(sorted(BASELINES)))
 def test_completeness(method: str, seed: int, scale: float, baseline: str) -> None:
     batch, model = everything(cohort(seed)), model_of(seed, scale)
-    found = attribute(
-        model, batch, method=method, options=few(method), baseline=baseline, population=population(), tolerance=1e-4
-    )
+    found = explained(model, batch, sample(), method=method, baseline=baseline, population=population(), tolerance=1e-4)
     residual = (totals(batch, found) - (found.score - found.baseline_score)).abs()
     torch.testing.assert_close(found.residual.abs(), residual, rtol=0, atol=1e-9)
     missed = residual > 1e-4
@@ -153,7 +150,7 @@ def test_only_what_is_complete_declares_it() -> None:
     batch, model = everything(cohort(1)), model_of(1)
     residual = {}
     for name in registered_methods():
-        found = attribute(model, batch, method=name, options=few(name), population=population())
+        found = explained(model, batch, sample(), method=name, population=population())
         residual[name] = float((totals(batch, found) - (found.score - found.baseline_score)).abs().max())
     assert residual["integrated_gradients"] <= TOLERANCE
     assert residual["gradient_times_input"] > 0.1
@@ -162,7 +159,7 @@ def test_only_what_is_complete_declares_it() -> None:
 @pytest.mark.parametrize("method", keeping("linearity"))
 def test_linearity(method: str) -> None:
     batch, model = everything(cohort(2)), LinearModel(2)
-    found = attribute(model, batch, method=method, options=few(method), population=population())  # type: ignore[arg-type]
+    found = explained(model, batch, sample(), method=method, population=population())  # type: ignore[arg-type]
     for name in (EVENTS, STATIC):
         expected = model.effect[name][batch.streams[name].ids, 0]
         torch.testing.assert_close(found.streams[name].double(), expected, rtol=1e-6, atol=1e-7)
@@ -174,13 +171,13 @@ def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
     sequences, model = cohort(seed), model_of(seed)
     order = np.random.default_rng(seed).permutation(len(sequences))
     batch = sequences.batch(order)
-    together = attribute(model, batch, method=method, options=few(method), population=population(), tolerance=1e-9)
+    together = explained(model, batch, sample(), method=method, population=population(), tolerance=1e-9)
     flat = {EVENTS: np.zeros(len(sequences.event_id)), STATIC: np.zeros(len(sequences.static_id))}
     for name in flat:
         flat[name][batch.streams[name].at] = together.streams[name]
     for row in range(len(sequences)):
         single = sequences.batch(np.array([row]))
-        alone = attribute(model, single, method=method, options=few(method), population=population(), tolerance=1e-9)
+        alone = explained(model, single, sample(), method=method, population=population(), tolerance=1e-9)
         for name in flat:
             np.testing.assert_allclose(alone.streams[name], flat[name][single.streams[name].at], rtol=1e-5, atol=1e-6)
 
@@ -191,9 +188,9 @@ def test_zero_on_padding(method: str) -> None:
     padded = torch.arange(batch.n_steps)[None] >= batch.lengths[:, None]
     assert padded.any()
     for baseline in ("empty", "rates"):
-        asked = {"method": method, "options": few(method), "baseline": baseline, "population": population()}
+        asked = {"method": method, "baseline": baseline, "population": population()}
         try:
-            found, more = (attribute(model, of, **asked) for of in (batch, wider(batch, 3)))  # type: ignore[arg-type]
+            found, more = (explained(model, of, sample(), **asked) for of in (batch, wider(batch, 3)))  # type: ignore[arg-type]
         except UserError:
             if baseline == "empty":
                 raise
@@ -212,7 +209,7 @@ def test_dummy(method: str) -> None:
     with torch.no_grad():
         for table in model.tables.values():
             table[7] = 0
-    found = attribute(model, batch, method=method, options=few(method), population=population())
+    found = explained(model, batch, sample(), method=method, population=population())
     for name in (EVENTS, STATIC):
         idle = batch.streams[name].ids == 7
         assert (found.streams[name][idle] == 0).all()
@@ -228,13 +225,13 @@ def test_symmetry(method: str) -> None:
         "step_minutes": [2, 1], "event_step": [0, 0, 0, 1, 1], "event_id": [3, 4, 9, 3, 4],
         "event_value": [None] * 5, "static_id": [3, 4], "static_value": [None] * 2,
     }  # fmt: skip
-    model = model_of(6)
+    model = model_of(6, scale=1.0)  # gently bent, so that shares held within 0 and 1 stay between
     with torch.no_grad():
         for table in model.tables.values():
             table[3] = table[4]
     batch = Sequences(pa.Table.from_pylist([row], schema=SEQUENCES)).batch(np.array([0]))
     # A baseline that held one of the two and not the other would tell them apart.
-    found = attribute(model, batch, method=method, options=few(method), population=population(least=5))
+    found = explained(model, batch, sample(), method=method, population=population(least=5))
     events, static = found.streams[EVENTS], found.streams[STATIC]
     assert events[0] == events[1] != events[2]
     assert events[3] == events[4] != events[0]
@@ -269,6 +266,20 @@ def test_steps_complete(method: str, baseline: str) -> None:
                 assert abs(change - float(total[row, step])) < 1e-5
                 changes += abs(change) > 0.1
     assert changes > 10
+
+
+@pytest.mark.parametrize("baseline", ["empty", "rates"])
+@pytest.mark.parametrize("method", keeping("share"))
+def test_share(method: str, baseline: str) -> None:
+    batch, model = everything(cohort(11)), model_of(11)
+    found = explained(model, batch, sample(), method=method, baseline=baseline, population=population())
+    shares = torch.cat([*found.streams.values(), *(part.flatten() for part in found.absent.values())])
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert ((shares > 0) & (shares < 1)).any()
+
+
+def test_quick_options_are_of_methods_that_there_are() -> None:
+    assert set(QUICK) <= set(registered_methods())
 
 
 @pytest.mark.parametrize("seed", range(3))

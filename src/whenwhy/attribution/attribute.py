@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 
 from whenwhy.attribution.baselines import BASELINES, Population, given_baseline
 from whenwhy.attribution.question import Question
-from whenwhy.attribution.registry import method_named
+from whenwhy.attribution.registry import Fitted, Method, method_named
 from whenwhy.attribution.targets import Target, target_named
-from whenwhy.errors import unknown_name
+from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import SequenceBatch
 from whenwhy.models.sequence_model import Embedded, SequenceModel, classes_of
 
@@ -60,6 +60,7 @@ def attribute(
     population: Population | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    fitted: Fitted | None = None,
 ) -> Attributions:
     """The contribution of every recorded feature value to the score of its prediction.
 
@@ -73,9 +74,10 @@ def attribute(
             see `population_of`.
         seed: of methods and baselines that draw; a prediction's draws are its own, in any batch.
         options: of the method, by name.
+        fitted: of a method that must be fitted first, what `fit_method` found.
 
     Raises:
-        UserError: no such method, baseline, target or option; or scores that are not finite.
+        UserError: no such method, baseline, target or option; a method that was not fitted; scores that are not finite.
 
     Example:
         >>> import numpy as np, pyarrow as pa
@@ -92,13 +94,17 @@ def attribute(
     """
     chosen = method_named(method)
     asked = chosen.with_options(options or {})
-    if isinstance(target, str):
-        target = target_named(target)
-    if baseline not in BASELINES:
-        raise unknown_name("baseline", baseline, BASELINES)
-    batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
-    given = given_baseline(baseline, model, batch, population, seed)
-    question = Question(model, batch, given, target, tolerance, seed, baseline, population)
+    require_fitted(chosen, fitted)
+    question = question_of(
+        model,
+        batch,
+        baseline=baseline,
+        target=target,
+        tolerance=tolerance,
+        population=population,
+        seed=seed,
+        fitted=fitted,
+    )
     found = chosen.compute(question, **asked)
     total = question.totals(found.contributions)
     baseline_score = question.baseline_score if found.baseline_score is None else found.baseline_score
@@ -114,3 +120,77 @@ def attribute(
         found.spread.values if found.spread else {},
         found.notes,
     )
+
+
+def question_of(
+    model: SequenceModel,
+    batch: SequenceBatch,
+    *,
+    baseline: str = "empty",
+    target: str | Target = "logit",
+    tolerance: float = TOLERANCE,
+    population: Population | None = None,
+    seed: int = 0,
+    fitted: Fitted | None = None,
+) -> Question:
+    """What a method is asked; the arguments are those of `attribute`."""
+    if isinstance(target, str):
+        target = target_named(target)
+    if baseline not in BASELINES:
+        raise unknown_name("baseline", baseline, BASELINES)
+    batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
+    given = given_baseline(baseline, model, batch, population, seed)
+    tensors = fitted.tensors if fitted else None
+    return Question(model, batch, given, target, tolerance, seed, baseline, population, tensors)
+
+
+def fit_method(
+    model: SequenceModel,
+    batches: Iterable[SequenceBatch],
+    *,
+    method: str,
+    baseline: str = "empty",
+    target: str | Target = "logit",
+    tolerance: float = TOLERANCE,
+    population: Population | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Fitted:
+    """What a method must learn of a model once, on a sample of records, before it can explain any.
+
+    Args:
+        batches: the sample; the last of several measures what was learned. The others are those of `attribute`,
+            which must be asked with the same ones.
+
+    Raises:
+        UserError: as `attribute`; or a method that needs no fitting, or no records.
+
+    Example: `attribute(model, batch, method=name, fitted=fit_method(model, sample, method=name))`
+    """
+    chosen = method_named(method)
+    asked = chosen.with_options(options or {})
+    questions = [
+        question_of(
+            model, batch, baseline=baseline, target=target, tolerance=tolerance, population=population, seed=seed
+        )
+        for batch in batches
+        if len(batch)
+    ]
+    return fitted_on(chosen, questions, asked)
+
+
+def fitted_on(chosen: Method, questions: Sequence[Question], options: Mapping[str, Any]) -> Fitted:
+    """`fit_method` on questions."""
+    if chosen.fit is None:
+        raise UserError(f"The method '{chosen.name}' needs no fitting: use it as it is.")
+    if not questions:
+        raise UserError(f"The method '{chosen.name}' is fitted on records, and there is none: give some.")
+    return chosen.fit(questions, **options)
+
+
+def require_fitted(chosen: Method, fitted: Fitted | None) -> None:
+    """Raises `UserError` unless the method has what it needs."""
+    if chosen.fit is not None and fitted is None:
+        raise UserError(
+            f"The method '{chosen.name}' is fitted to a model before it explains: give fitted=, what fit_method finds."
+        )

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors.torch import load_file, save
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from whenwhy import __version__
-from whenwhy.attribution.attribute import TOLERANCE, attribute
+from whenwhy.attribution.attribute import TOLERANCE, attribute, fit_method
 from whenwhy.attribution.attribution_table import attribution_tables
 from whenwhy.attribution.baselines import BASELINES, EMPTY
-from whenwhy.attribution.population import POPULATION, population_tables, read_population
-from whenwhy.attribution.registry import method_named
+from whenwhy.attribution.population import POPULATION, population_tables, read_population, sampled_training
+from whenwhy.attribution.registry import Fitted, method_named
 from whenwhy.attribution.targets import target_named
 from whenwhy.engine import Workers, run
 from whenwhy.errors import UserError, unknown_name
@@ -25,11 +26,18 @@ from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY, shard_place
 from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
 from whenwhy.models.foreign.named import ForeignSource
+from whenwhy.models.sequence_model import SequenceModel
 from whenwhy.models.training import measured
 from whenwhy.schema import HELD_OUT
 from whenwhy.shards import Json, StageDirectory
 
 ROWS, PREDICTION_ROWS = "attributions", "predictions"
+
+#: The entry of a method that must be fitted first: its tensors, and what is told of the fit.
+FITTED, FITTED_TENSORS = "fitted", "fitted.safetensors"
+
+#: Training predictions that a method is fitted on, in batches of so many, and those that measure the fit.
+FIT_SAMPLE, FIT_BATCH, FIT_MEASURE = 512, 32, 32
 
 #: The entry that says what was explained: outcome, model, its measurements, and the feature values.
 ABOUT = "about"
@@ -99,7 +107,7 @@ def attribute_shards(
         settings=asdict(settings),
         inputs={"sequences": sequences.as_growing_input(), "model": as_input},
         shards=sequences.manifest["shards"],
-        besides=[ABOUT, POPULATION] if needs_population else [ABOUT],
+        besides=[ABOUT, *([POPULATION] if needs_population else []), *([FITTED] if method.fit else [])],
         code_version=__version__,
     )
     for generation in sequences.generations[len(stage.generations) :]:
@@ -109,7 +117,10 @@ def attribute_shards(
         stage.publish(ABOUT, vocabulary, about)
     if needs_population and not stage.has(POPULATION):
         stage.publish(POPULATION, population_tables(sequences))
-    missing = [name for name in stage.missing() if name not in (ABOUT, POPULATION)]
+    if method.fit and not stage.has(FITTED):
+        fitted = _fitted(sequences, model, stage)
+        stage.publish(FITTED, {FITTED_TENSORS: save(dict(fitted.tensors))}, dict(fitted.summary))
+    missing = [name for name in stage.missing() if name not in (ABOUT, POPULATION, FITTED)]
     task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
     finished = len(stage.shards) - len(missing)
     run(task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
@@ -132,12 +143,10 @@ class AttributeShard:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         stage = StageDirectory.open(Path(self.out), "attribute")
         source = StageDirectory.open(Path(self.sequences), "prepare")
-        if isinstance(self.model, ForeignSource):
-            model = self.model.load(source, device)[0]
-        else:
-            model = load_model(StageDirectory.open(Path(self.model), "train"), device)
+        model = _loaded(self.model, source, device)
         asked = AttributeSettings(**stage.settings)
         population = read_population(stage, device) if stage.has(POPULATION) else None
+        fitted = read_fitted(stage, device)
 
         def one_shard(key: str) -> int:
             sequences = Sequences(source.read(key, TABLE))
@@ -160,6 +169,7 @@ class AttributeShard:
                         population=population,
                         seed=asked.seed,
                         options=asked.options,
+                        fitted=fitted,
                     ),
                 )
                 for batch in batches
@@ -176,6 +186,54 @@ class AttributeShard:
             return int(rows.num_rows)
 
         return one_shard
+
+
+def _loaded(model: Path | str | ForeignSource, sequences: StageDirectory, device: torch.device) -> SequenceModel:
+    if isinstance(model, ForeignSource):
+        return model.load(sequences, device)[0]
+    return load_model(StageDirectory.open(Path(model), "train"), device)
+
+
+def _fitted(sequences: StageDirectory, model: Path | ForeignSource, stage: StageDirectory) -> Fitted:
+    """A run's method fitted on a sample of its training predictions; on one thread, so that it is the same again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        asked = AttributeSettings(**stage.settings)
+        of = Sequences(sampled_training(sequences, FIT_SAMPLE + FIT_MEASURE))
+        measure = min(FIT_MEASURE, len(of) // 4)
+        learning = of.buckets(np.arange(measure, len(of)), patients=FIT_BATCH, steps=asked.batch_steps)
+        measuring = [np.arange(measure)] if measure else []
+        return fit_method(
+            _loaded(model, sequences, device),
+            (of.batch(rows, device) for rows in [*learning, *measuring]),
+            method=asked.method,
+            baseline=asked.baseline,
+            target=asked.target,
+            tolerance=asked.tolerance,
+            population=None if asked.baseline == EMPTY else read_population(stage, device),
+            seed=asked.seed,
+            options=asked.options,
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def read_fitted(stage: StageDirectory, device: torch.device | str = "cpu") -> Fitted | None:
+    """What a run's method learned, as the run keeps it; None: the method learns nothing."""
+    if FITTED not in stage.needs:
+        return None
+    tensors = load_file(stage.file(FITTED, FITTED_TENSORS), device=str(device))
+    return Fitted(tensors, stage.entry(FITTED).summary)
+
+
+def fitted_sentence(stage: StageDirectory) -> str:
+    """What is told of the fit of a run's method, for people; empty where nothing was fitted."""
+    if FITTED not in stage.needs:
+        return ""
+    told = ", ".join(f"{name} {value:.4g}" for name, value in sorted(stage.entry(FITTED).summary.items()))
+    return f"{stage.settings['method']} was fitted on training predictions: {told}"
 
 
 def first_prediction_id(shard: str) -> int:

@@ -35,25 +35,36 @@ def population_tables(sequences: StageDirectory) -> dict[str, pa.Table]:
     number = {code: at for at, code in enumerate(dict.fromkeys(codes))}
     code = np.array([number[name] for name in codes], dtype=np.int32)
     code[EVERYTHING_ABSENT] = -1
-
-    def training(of: Sequences) -> np.ndarray:
-        return np.flatnonzero(of.column("split") == TRAIN)
-
-    batches = (loaded.batch for loaded in loaded_batches(sequences, choose=training, patients=512))
+    batches = (loaded.batch for loaded in loaded_batches(sequences, choose=_training, patients=512))
     found = population_of(batches, len(code), code)
+    references = sampled_training(sequences, REFERENCES)
+    rates = {"code": code, "step_rate": found.step_rates.numpy(), "static_rate": found.static_rates.numpy()}
+    return {RATES_TABLE: pa.table(rates, schema=_RATES), REFERENCES_TABLE: references}
+
+
+def sampled_training(sequences: StageDirectory, number: int) -> pa.Table:
+    """The training predictions with the least hash of patient and time, at most so many, in that order.
+
+    Raises:
+        UserError: there is none.
+    """
     kept: list[tuple[int, pa.Table]] = []
     for shard in sequences.shards:
         table = sequences.read(shard, TABLE, COLUMNS)
         of = Sequences(table)
-        rows = training(of)
-        rows = rows[np.argsort(of.keys[rows], kind="stable")[:REFERENCES]]
+        rows = _training(of)
+        rows = rows[np.argsort(of.keys[rows], kind="stable")[:number]]
         kept += [(int(of.keys[row]), table.slice(row, 1)) for row in rows]
-        kept = sorted(kept, key=lambda one: one[0])[:REFERENCES]
+        kept = sorted(kept, key=lambda one: one[0])[:number]
     if not kept:
-        raise UserError(f"{sequences.path} has no training prediction, so there is no population to compare with.")
-    rates = {"code": code, "step_rate": found.step_rates.numpy(), "static_rate": found.static_rates.numpy()}
-    references = pa.concat_tables([table for _, table in kept])
-    return {RATES_TABLE: pa.table(rates, schema=_RATES), REFERENCES_TABLE: references}
+        raise UserError(
+            f"{sequences.path} has no training prediction, so there is none to compare with or to learn from."
+        )
+    return pa.concat_tables([table for _, table in kept])
+
+
+def _training(of: Sequences) -> np.ndarray:
+    return np.flatnonzero(of.column("split") == TRAIN)
 
 
 def read_population(stage: StageDirectory, device: torch.device | str = "cpu") -> Population:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ TABLE_ROWS_AT_ONCE = 8192
 
 #: A number a value of a stream: [value].
 PerValue = dict[str, torch.Tensor]
+
+NO_GRADIENT = "The model's score has no gradient: use a method that needs none, such as occlusion."
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Question:
         tolerance: of completeness, in units of the score.
         seed, draws: of the run, and random numbers of each prediction.
         kind: the name of the baseline, one of `BASELINES`.
+        fitted: the tensors of a method that was fitted to the model beforehand, by name; empty for others.
 
     Raises:
         UserError: the score of a record or of its baseline is not finite.
@@ -83,21 +87,27 @@ class Question:
         seed: int,
         kind: str = EMPTY,
         population: Population | None = None,
+        fitted: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.kind, self.population, self.seed = kind, population, seed
         self.model, self.batch, self.target, self.tolerance = model, batch, target, tolerance
+        self.seed, self.fitted = seed, dict(fitted or {})
         self.lengths = batch.lengths
         self.weights = {name: bags.weights.detach() for name, bags in batch.streams.items()}
         self.given = given
         with torch.no_grad():
             self.embedded = dict(model.embed(batch))
         self.baseline = given.embedded or {name: torch.zeros_like(t) for name, t in self.embedded.items()}
-        self.seed, self.draws = seed, Draws(batch.keys, seed)
-        if not (torch.isfinite(self.score).all() and torch.isfinite(self.baseline_score).all()):
-            raise UserError("The model's score is not finite (NaN or infinite): check its weights.")
+        self.draws = Draws(batch.keys, seed)
+        self.require_finite()
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def require_finite(self) -> None:
+        """Raises `UserError` unless what is explained is finite."""
+        if not (torch.isfinite(self.score).all() and torch.isfinite(self.baseline_score).all()):
+            raise UserError("The model's score is not finite (NaN or infinite): check its weights.")
 
     def evaluations(self, number: int) -> torch.Tensor:
         """The same number for every patient [patient] int32."""
@@ -123,22 +133,35 @@ class Question:
                 logits = logits_of(self.model, self.embedded, self.lengths)
         return logits.double().softmax(1)
 
-    def score_of(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """The explained number [row] of any embeddings [row, ...], without gradient.
+    @cached_property
+    def true_steps(self) -> torch.Tensor:
+        """Which steps are the record's own, and no padding [patient, step] bool."""
+        steps = torch.arange(self.batch.n_steps, device=self.lengths.device)
+        return steps < self.lengths.unsqueeze(1)
+
+    def explained(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The explained number [row] of any embeddings [row, ...], with a gradient where it is enabled.
 
         Args:
             rows: [row] whose each is; None: one a patient, in order.
         """
-        lengths = self.lengths if rows is None else self.lengths[rows]
+        return self.target.score(self.model, embedded, self.lengths if rows is None else self.lengths[rows])
+
+    def outputs(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """All that is explained at once [row, ..., class], as `explained` takes it: here that one number [row, 1]."""
+        return self.explained(embedded, rows).unsqueeze(1)
+
+    def score_of(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The explained number [row] of any embeddings [row, ...], without gradient; `rows` as for `explained`."""
         with torch.no_grad():
-            return self.target.score(self.model, embedded, lengths)
+            return self.explained(embedded, rows)
 
     def gradients_at(self, embedded: Embedded, rows: torch.Tensor | None = None) -> Embedded:
         """The explained number's gradients at any embeddings [row, ...], shaped as they are.
 
         Patients do not see each other, so the gradient of the sum is each one's own gradient.
         """
-        return self._scored(embedded, self.lengths if rows is None else self.lengths[rows])[1]
+        return self._with_slopes(lambda leaves: self.explained(leaves, rows), embedded)[1]
 
     def gradients_along(self, places: Iterable[Embedded]) -> Iterator[Embedded]:
         """The gradients at each of some places [patient, ...], a few of which share a flat batch."""
@@ -189,18 +212,21 @@ class Question:
             prefix = {name: torch.cat([tensor[here]] * len(own)) for name, tensor in before.items()}
             last = own[:, here, step].flatten(0, 1).unsqueeze(1)  # [node * row, 1, ...]
             prefix[EVENTS] = torch.cat([prefix[EVENTS][:, :step], last], dim=1)
-            score, slopes = self._scored(prefix, lengths.new_full((len(last),), step + 1))
+            cut = lengths.new_full((len(last),), step + 1)
+            score, slopes = self._with_slopes(partial(self.target.score, self.model, lengths=cut), prefix)
             scores[:, here, step] = score.view(len(own), -1)
             gradients[:, here, step] = slopes[EVENTS][:, step].unflatten(0, (len(own), -1))
         return scores, gradients
 
-    def _scored(self, embedded: Embedded, lengths: torch.Tensor) -> tuple[torch.Tensor, Embedded]:
-        """The explained number [row] and its gradients."""
+    def _with_slopes(
+        self, number: Callable[[Embedded], torch.Tensor], embedded: Embedded
+    ) -> tuple[torch.Tensor, Embedded]:
+        """A number of embeddings [row], and its gradients."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in embedded.items()}
         with torch.enable_grad(), recurrence_with_gradients(self.model):
-            score = self.target.score(self.model, leaves, lengths)
+            score = number(leaves)
             if not score.requires_grad:
-                raise UserError("The model's score has no gradient: use a method that needs none, such as occlusion.")
+                raise UserError(NO_GRADIENT)
             found = torch.autograd.grad(score.sum(), list(leaves.values()), materialize_grads=True)
         return score.detach(), dict(zip(leaves, found, strict=True))
 
@@ -210,9 +236,8 @@ class Question:
         Raises:
             UserError: the model does something that the rule does not know.
         """
-        lengths = self.lengths if rows is None else self.lengths[rows]
-        followed = {name: signal(tensor, rule) for name, tensor in embedded.items()}
-        found: torch.Tensor = plain(self.target.score(self.model, followed, lengths))  # type: ignore[arg-type]
+        followed: Embedded = {name: signal(tensor, rule) for name, tensor in embedded.items()}
+        found: torch.Tensor = plain(self.explained(followed, rows))
         return found
 
     @cached_property
@@ -236,7 +261,7 @@ class Question:
         return {name: self.baseline[name] - matched[name] for name in self.baseline}
 
     def at(self, shares: Mapping[str, torch.Tensor], absent: Mapping[str, torch.Tensor] | None = None) -> Embedded:
-        """The embeddings on the way from the baseline to the record.
+        """The embeddings on the way from the baseline to the record, with a gradient where the shares have one.
 
         Args:
             shares: a tensor [value] a stream, how far each value has come: 0 the baseline's, 1 the record's.
@@ -247,7 +272,8 @@ class Question:
             + share.to(self.weights[name]) * (self.weights[name] - self.given.matched[name])
             for name, share in shares.items()
         }
-        with torch.no_grad():
+        moving = [*shares.values(), *(absent or {}).values()]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(share.requires_grad for share in moving)):
             embedded = dict(self.model.embed(self.batch, way))
             if absent is not None:
                 for name, extra in self.extra.items():
@@ -266,22 +292,35 @@ class Question:
         return Contributions(values, self.absent_parts(gradients))
 
     def slopes(self, gradients: Embedded) -> PerValue:
-        """How fast the number changes with each value's weight, of its gradients in the embeddings."""
-        weights = {name: tensor.clone().requires_grad_() for name, tensor in self.weights.items()}
-        with torch.enable_grad():
-            embedded = self.model.embed(self.batch, weights)
-        names = [name for name in embedded if len(weights[name])]
-        found: tuple[torch.Tensor, ...] = ()
-        if names:
-            found = torch.autograd.grad(
-                [embedded[name] for name in names],
-                [weights[name] for name in names],
-                [gradients[name] for name in names],
-                materialize_grads=True,
-            )
-        return {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()} | dict(
-            zip(names, found, strict=True)
-        )
+        """What one more of each value adds along these gradients [value]: its embedding times its place's gradient.
+
+        It is linear in the gradients, and has a gradient with respect to them where it is enabled.
+        """
+        names = list(self.weights)
+        given = (gradients[name] for name in names)
+        slopes: tuple[torch.Tensor, ...] = _Slopes.apply(self, names, *given)  # type: ignore[no-untyped-call]
+        return dict(zip(names, slopes, strict=True))
+
+    def left(self, shares: PerValue, absent: Embedded | None = None) -> Embedded:
+        """How much of each place of the embeddings `at` leaves behind, in [0, 1], of as many axes as they have.
+
+        All values of a step share its places, and so do the static ones: the mean of 1 - share over them, and over
+        what is absent where the baseline records something; 0 where there is nothing to leave.
+        """
+        found = {}
+        for name, share in shares.items():
+            values, like = self.values[name], self.embedded[name]
+            shape = (len(self), self.batch.n_steps) if name == EVENTS else (len(self),)
+            place = values.patient * self.batch.n_steps + values.step if name == EVENTS else values.patient
+            number = int(np.prod(shape))
+            total = share.new_zeros(number).index_add(0, place, 1 - share).view(shape)
+            count = torch.bincount(place, minlength=number).view(shape)
+            if self.extra:
+                true = self.true_steps if name == EVENTS else torch.ones_like(self.lengths)
+                total = total + true * (1 - (absent or {})[name]) if absent else total
+                count = count + true
+            found[name] = (total / count.clamp(min=1)).view(*shape, *[1] * (like.ndim - len(shape)))
+        return found
 
     def absent_parts(self, gradients: Embedded) -> Embedded:
         """What leaving what is absent adds along these gradients, shaped as `Contributions.absent`."""
@@ -353,3 +392,31 @@ class Question:
     def random_rows(self, rows: torch.Tensor | None) -> np.ndarray | None:
         """`rows` as `Draws` takes them."""
         return None if rows is None else rows.cpu().numpy()
+
+
+class _Slopes(torch.autograd.Function):
+    """`Question.slopes`: embedding is linear in the weights, so the way back is to embed what comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, question: Question, names: list[str], *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.question, ctx.names = question, names
+        weights = {name: question.weights[name].clone().requires_grad_() for name in names}
+        with torch.enable_grad():
+            embedded = question.model.embed(question.batch, weights)
+        given = dict(zip(names, gradients, strict=True))
+        some = [name for name in names if len(weights[name]) and embedded[name].requires_grad]
+        found = {name: torch.zeros_like(weights[name]) for name in names}
+        if some:
+            slopes = torch.autograd.grad(
+                [embedded[name] for name in some],
+                [weights[name] for name in some],
+                [given[name] for name in some],
+                materialize_grads=True,
+            )
+            found |= dict(zip(some, slopes, strict=True))
+        return tuple(found[name] for name in names)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[Any, ...]:
+        embedded = ctx.question.model.embed(ctx.question.batch, dict(zip(ctx.names, slopes, strict=True)))
+        return None, None, *(embedded[name] for name in ctx.names)

@@ -25,6 +25,7 @@ LAWS = {
     "dummy": "a feature value on which the score does not depend gets exactly 0",
     "steps_complete": "a step's attributions sum to what its own prediction changes when its values become the baseline's",
     "symmetry": "feature values that play the same part get equal shares",
+    "share": "an attribution lies between 0 and 1, and tells how much, not in which direction",
 }
 
 
@@ -48,8 +49,24 @@ class Explanation:
     baseline_score: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a method learned of a model before it explains anything: data, never code.
+
+    Attributes:
+        tensors: by name; a method finds them in `Question.fitted`.
+        summary: what is told of the fit, by name.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    summary: Mapping[str, float] = field(default_factory=dict)
+
+
 #: A method: a question, and its own options by keyword.
 Compute = Callable[..., Explanation]
+
+#: What fits a method: the questions of a sample, and the method's options by keyword.
+Fit = Callable[..., Fitted]
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,7 @@ class Method:
         laws: names of LAWS that it keeps.
         tells_absence: its contributions along the way tell what not having a feature value adds.
         needs_population: it draws references of its own, even beside the empty baseline.
+        fit: what must run once, on a sample, before it can explain; None: nothing.
     """
 
     name: str
@@ -70,6 +88,7 @@ class Method:
     compute: Compute
     tells_absence: bool = False
     needs_population: bool = False
+    fit: Fit | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -113,7 +132,13 @@ _METHODS: dict[str, Method] = {}
 
 
 def method(
-    family: str, describes: str, laws: set[str], *, tells_absence: bool = False, needs_population: bool = False
+    family: str,
+    describes: str,
+    laws: set[str],
+    *,
+    tells_absence: bool = False,
+    needs_population: bool = False,
+    fit: Fit | None = None,
 ) -> Callable[[Compute], Compute]:
     """Registers the decorated function under its own name, with the laws that it keeps."""
     unknown = laws - set(LAWS)
@@ -121,7 +146,8 @@ def method(
 
     def register(compute: Compute) -> Compute:
         name = compute.__name__
-        _METHODS[name] = Method(name, family, describes, frozenset(laws), compute, tells_absence, needs_population)
+        laws_kept = frozenset(laws)
+        _METHODS[name] = Method(name, family, describes, laws_kept, compute, tells_absence, needs_population, fit)
         return compute
 
     return register

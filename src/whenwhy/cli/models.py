@@ -144,7 +144,13 @@ def attribute_command(
     ray_address: RayAddress = None,
 ) -> None:
     """The contribution of every recorded feature value to every prediction."""
-    from whenwhy.attribution.attribute_shards import ABOUT, AttributeSettings, attribute_shards, residual_sentence
+    from whenwhy.attribution.attribute_shards import (
+        ABOUT,
+        AttributeSettings,
+        attribute_shards,
+        fitted_sentence,
+        residual_sentence,
+    )
     from whenwhy.models.foreign.named import ForeignSource, proof_sentence
 
     settings = AttributeSettings(method, baseline, target, tolerance, _named_options(option or []), seed)
@@ -160,6 +166,8 @@ def attribute_command(
     )
     if not own:
         out.print(f"{proof_sentence(stage.entry(ABOUT).summary['foreign'])}.", soft_wrap=True)
+    if fitted_sentence(stage):
+        out.print(f"{fitted_sentence(stage)}.", soft_wrap=True)
     out.print(f"Wrote {out_path} (run {stage.run_id}): {residual_sentence(stage)}.", soft_wrap=True)
 
 

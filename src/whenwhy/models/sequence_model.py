@@ -46,6 +46,15 @@ class StepwiseModel(SequenceModel, Protocol):
         ...
 
 
+def not_dense(model: SequenceModel) -> str | None:
+    """Why a model's embeddings cannot be replaced by any others of their shape; None: they can.
+
+    A model that tells what is recorded from where its embeddings are 0 says so in an attribute `not_dense`.
+    """
+    found: str | None = getattr(model, "not_dense", None)
+    return found
+
+
 #: The classes of a model that tells one logit.
 TWO_CLASSES = ("false", "true")
 

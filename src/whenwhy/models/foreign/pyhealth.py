@@ -106,6 +106,11 @@ class PyHealthModel(nn.Module):
         UserError: an unknown kind, or a checkpoint of another model or vocabulary.
     """
 
+    #: Why its embeddings cannot be replaced by others that hold something everywhere.
+    not_dense = (
+        "PyHealth tells a visit without a code of a feature key by its empty embedding, and counts it as padding"
+    )
+
     def __init__(self, kind: str, state: State, sizes: Mapping[str, int], static_in: str = FIRST) -> None:
         super().__init__()
         if kind not in MODELS:
