@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -40,6 +40,21 @@ class StepwiseModel(SequenceModel, Protocol):
 
     def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """What `score` would say of the record cut after each step [patient, step]; padding says nothing."""
+        ...
+
+
+class RestartingModel(SequenceModel, Protocol):
+    """A causal model that can go on from the middle of a record, so that a change at a step costs the steps after it."""
+
+    #: Whether this one can.
+    restarts: bool
+
+    def read(self, embedded: Embedded, steps: int, past: Any = None) -> Any:
+        """What it keeps of the records' first steps, from where `past` has come to."""
+        ...
+
+    def resumed(self, past: Any, rows: torch.Tensor) -> SequenceModel:
+        """The same model after the past of these patients: of the steps in it, an embedding is not looked at."""
         ...
 
 
