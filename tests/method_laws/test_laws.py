@@ -126,7 +126,7 @@ def test_only_what_is_complete_declares_it() -> None:
     batch, model = everything(cohort(1)), model_of(1)
     residual = {}
     for name in registered_methods():
-        found = attribute(model, batch, method=name)
+        found = attribute(model, batch, method=name, population=population())
         residual[name] = float((totals(batch, found) - (found.score - found.baseline_score)).abs().max())
     assert residual["integrated_gradients"] <= TOLERANCE
     assert residual["gradient_times_input"] > 0.1
@@ -135,7 +135,7 @@ def test_only_what_is_complete_declares_it() -> None:
 @pytest.mark.parametrize("method", keeping("linearity"))
 def test_linearity(method: str) -> None:
     batch, model = everything(cohort(2)), LinearModel(2)
-    found = attribute(model, batch, method=method)  # type: ignore[arg-type]
+    found = attribute(model, batch, method=method, population=population())  # type: ignore[arg-type]
     for name in (EVENTS, STATIC):
         expected = model.effect[name][batch.streams[name].ids, 0]
         torch.testing.assert_close(found.streams[name].double(), expected, rtol=1e-6, atol=1e-7)
@@ -147,13 +147,13 @@ def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
     sequences, model = cohort(seed), model_of(seed)
     order = np.random.default_rng(seed).permutation(len(sequences))
     batch = sequences.batch(order)
-    together = attribute(model, batch, method=method, tolerance=1e-9)
+    together = attribute(model, batch, method=method, population=population(), tolerance=1e-9)
     flat = {EVENTS: np.zeros(len(sequences.event_id)), STATIC: np.zeros(len(sequences.static_id))}
     for name in flat:
         flat[name][batch.streams[name].at] = together.streams[name]
     for row in range(len(sequences)):
         single = sequences.batch(np.array([row]))
-        alone = attribute(model, single, method=method, tolerance=1e-9)
+        alone = attribute(model, single, method=method, population=population(), tolerance=1e-9)
         for name in flat:
             np.testing.assert_allclose(alone.streams[name], flat[name][single.streams[name].at], rtol=1e-5, atol=1e-6)
 
@@ -176,7 +176,7 @@ def test_dummy(method: str) -> None:
     with torch.no_grad():
         for table in model.tables.values():
             table[7] = 0
-    found = attribute(model, batch, method=method)
+    found = attribute(model, batch, method=method, population=population())
     for name in (EVENTS, STATIC):
         idle = batch.streams[name].ids == 7
         assert (found.streams[name][idle] == 0).all()

@@ -68,7 +68,8 @@ def attribute(
         target: "logit", "probability", "log_odds:A:B" or "unit:K", each also with "@STEP"; see `target_named`.
         tolerance: of completeness, in units of the score, for methods that keep it; what misses it is in
             `residual`.
-        population: what baselines other than "empty" know of training patients; see `population_of`.
+        population: what baselines other than "empty", and methods that need it, know of training patients; see
+            `population_of`.
         seed: of methods and baselines that draw; a prediction's draws are its own, in any batch.
         options: of the method, by name.
 
@@ -96,7 +97,7 @@ def attribute(
         raise unknown_name("baseline", baseline, BASELINES)
     batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
     given = given_baseline(baseline, model, batch, population, seed)
-    question = Question(model, batch, given, target, tolerance, seed)
+    question = Question(model, batch, given, target, tolerance, seed, population)
     found = chosen.compute(question, **asked)
     total = question.totals(found.contributions)
     return Attributions(

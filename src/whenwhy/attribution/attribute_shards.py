@@ -55,6 +55,11 @@ class AttributeSettings:
     batch_patients: int = 256
     batch_steps: int = 4096
 
+    @property
+    def needs_population(self) -> bool:
+        """Whether the training patients must be known."""
+        return self.baseline != EMPTY or method_named(self.method).needs_population(self.options)
+
 
 def attribute_shards(
     sequences_path: Path,
@@ -97,7 +102,7 @@ def attribute_shards(
         settings=asdict(settings),
         inputs={"sequences": sequences.as_growing_input(), "model": as_input},
         shards=sequences.manifest["shards"],
-        besides=[ABOUT] if settings.baseline == EMPTY else [ABOUT, POPULATION],
+        besides=[ABOUT, POPULATION] if settings.needs_population else [ABOUT],
         code_version=__version__,
     )
     for generation in sequences.generations[len(stage.generations) :]:
@@ -105,7 +110,7 @@ def attribute_shards(
     vocabulary = {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}
     if "quality" in about and not stage.has(ABOUT):
         stage.publish(ABOUT, vocabulary, about)
-    if settings.baseline != EMPTY and not stage.has(POPULATION):
+    if settings.needs_population and not stage.has(POPULATION):
         stage.publish(POPULATION, population_tables(sequences))
     missing = [name for name in stage.missing() if name not in (ABOUT, POPULATION)]
     task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
@@ -135,7 +140,7 @@ class AttributeShard:
         else:
             model = load_model(StageDirectory.open(Path(self.model), "train"), device)
         asked = AttributeSettings(**stage.settings)
-        population = None if asked.baseline == EMPTY else read_population(stage, device)
+        population = read_population(stage, device) if asked.needs_population else None
 
         def one_shard(key: str) -> int:
             sequences = Sequences(source.read(key, TABLE))

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from whenwhy.attribution.baselines import Given
+from whenwhy.attribution.baselines import Given, Population
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch
-from whenwhy.models.sequence_model import Embedded, SequenceModel, classes_of, logits_of
+from whenwhy.models.sequence_model import Embedded, RestartingModel, SequenceModel, classes_of, logits_of
 
 #: A number a value of a stream: [value].
 PerValue = dict[str, torch.Tensor]
@@ -57,6 +58,7 @@ class Question:
         lengths: [patient] true steps.
         tolerance: of completeness, in units of the score.
         draws: random numbers of each prediction.
+        population: what is known of training patients; None: nothing.
 
     Raises:
         UserError: the score of a record or of its baseline is not finite.
@@ -70,11 +72,12 @@ class Question:
         target: Target,
         tolerance: float,
         seed: int,
+        population: Population | None = None,
     ) -> None:
         self.model, self.batch, self.target, self.tolerance = model, batch, target, tolerance
         self.lengths = batch.lengths
         self.weights = {name: bags.weights.detach() for name, bags in batch.streams.items()}
-        self.given = given
+        self.given, self.population = given, population
         with torch.no_grad():
             self.embedded = dict(model.embed(batch))
         self.baseline = given.embedded or {name: torch.zeros_like(t) for name, t in self.embedded.items()}
@@ -118,6 +121,22 @@ class Question:
         lengths = self.lengths if rows is None else self.lengths[rows]
         with torch.no_grad():
             return self.target.score(self.model, embedded, lengths)
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the model can go on from the middle of a record."""
+        return bool(getattr(self.model, "restarts", False))
+
+    def read(self, steps: int, past: Any = None) -> Any:
+        """What a model that restarts keeps of the records' first steps, from where `past` has come to."""
+        with torch.no_grad():
+            return cast(RestartingModel, self.model).read(self.embedded, steps, past)
+
+    def score_after(self, past: Any, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+        """As `score_of`, by a model that restarts: embeddings before the end of the records' `past` are not looked at."""
+        with torch.no_grad():
+            later = cast(RestartingModel, self.model).resumed(past, rows)
+            return self.target.score(later, embedded, self.lengths[rows])
 
     def gradients_at(self, embedded: Embedded, rows: torch.Tensor | None = None) -> Embedded:
         """The explained number's gradients at any embeddings [row, ...], shaped as they are.

@@ -56,6 +56,7 @@ class Method:
         family: gradients, relevance, decomposition, perturbation, learned or attention.
         laws: names of LAWS that it keeps.
         tells_absence: its contributions along the way tell what not having a feature value adds.
+        needs_population: whether, with these options, it asks the question for the training patients.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Method:
     laws: frozenset[str]
     compute: Compute
     tells_absence: bool = False
+    needs_population: Callable[[Mapping[str, Any]], bool] = lambda options: False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -106,14 +108,21 @@ def _as(kind: type, value: Any) -> Any:
 _METHODS: dict[str, Method] = {}
 
 
-def method(family: str, describes: str, laws: set[str], *, tells_absence: bool = False) -> Callable[[Compute], Compute]:
+def method(
+    family: str,
+    describes: str,
+    laws: set[str],
+    *,
+    tells_absence: bool = False,
+    needs_population: Callable[[Mapping[str, Any]], bool] = lambda options: False,
+) -> Callable[[Compute], Compute]:
     """Registers the decorated function under its own name, with the laws that it keeps."""
     unknown = laws - set(LAWS)
     assert not unknown, f"no such law: {unknown}"
 
     def register(compute: Compute) -> Compute:
         name = compute.__name__
-        _METHODS[name] = Method(name, family, describes, frozenset(laws), compute, tells_absence)
+        _METHODS[name] = Method(name, family, describes, frozenset(laws), compute, tells_absence, needs_population)
         return compute
 
     return register
