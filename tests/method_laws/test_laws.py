@@ -23,6 +23,8 @@ from whenwhy.schema import SEQUENCES
 
 SIZE = 30
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def cohort(seed: int, patients: int = 12, longest: int = 9) -> Sequences:
     """Random records: some without steps, some without static values, duplicates within a step."""

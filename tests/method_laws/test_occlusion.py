@@ -22,6 +22,8 @@ from whenwhy.models.ensemble import Ensemble
 from whenwhy.models.recurrent import RecurrentClassifier
 from whenwhy.models.retain import Retain
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize("baseline", ["empty", "rates"])
 @pytest.mark.parametrize(

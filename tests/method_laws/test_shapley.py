@@ -19,6 +19,8 @@ from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def games(baseline: str, kind: str, most: int = 8) -> list[Case]:
     """Records with 2 to `most` players."""

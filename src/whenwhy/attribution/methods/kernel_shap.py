@@ -44,14 +44,14 @@ def kernel_shap(question: Question, *, players: str = "cells", samples: int = 51
     game = players_named(question, players, past)
     shares = torch.zeros(len(game), dtype=torch.float64, device=game.patient.device)
     gain = question.score.double() - question.baseline_score.double()
-    for patient in torch.nonzero(game.count).squeeze(1):
-        count, first = int(game.count[patient]), int(game.first[patient])
-        if count == 1:
-            shares[first] = gain[patient]
-            continue
-        members = _coalitions(question, patient, count, samples)  # [coalition, player]
-        gains = _scores(question, game, patient, members) - question.baseline_score[patient].double()
-        shares[first : first + count] = constrained_least_squares(members.double(), gains, gain[patient])
+    alone = torch.nonzero(game.count == 1).squeeze(1)
+    shares[game.first[alone]] = gain[alone]
+    for patients in torch.nonzero(game.count > 1).squeeze(1).split(max(1, rows_at_once(question) // samples)):
+        members = [_coalitions(question, patient, int(game.count[patient]), samples) for patient in patients]
+        scores = _scores(question, game, patients, members) - question.baseline_score[patients].double().unsqueeze(1)
+        for patient, who, gains in zip(patients, members, scores, strict=True):
+            first, count = int(game.first[patient]), int(game.count[patient])
+            shares[first : first + count] = constrained_least_squares(who.double(), gains, gain[patient])
     evaluations = samples * (game.count > 1) + 2 + searched
     return Explanation(game.contributions(shares.to(question.score)), evaluations.int())
 
@@ -67,16 +67,27 @@ def _coalitions(question: Question, patient: torch.Tensor, count: int, samples: 
     return torch.stack([members, ~members], dim=1).flatten(0, 1)
 
 
-def _scores(question: Question, game: Players, patient: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
-    """The score of each coalition of a patient's players beside the baseline [coalition] float64."""
+def _scores(question: Question, game: Players, patients: torch.Tensor, members: list[torch.Tensor]) -> torch.Tensor:
+    """The score of each coalition of some patients' players beside the baseline [patient, coalition] float64.
+
+    Args:
+        members: [coalition, player] for each patient; all have as many coalitions.
+    """
+    samples, at_once = len(members[0]), rows_at_once(question)
+    rows = patients.repeat_interleave(samples)
+    moves = []
+    for at, (patient, who) in enumerate(zip(patients, members, strict=True)):
+        row, player = torch.nonzero(who, as_tuple=True)
+        moves.append(torch.stack([row + at * samples, player + game.first[patient]]))
+    row, player = torch.cat(moves, dim=1)  # [move], rows ascending
     found = []
-    for some in members.split(rows_at_once(question)):
-        rows = patient.expand(len(some))
-        embedded = {name: tensor[rows] for name, tensor in question.baseline.items()}
-        row, player = torch.nonzero(some, as_tuple=True)
-        game.move(embedded, row, game.first[patient] + player, 1)
-        found.append(question.score_of(embedded, rows).double())
-    return torch.cat(found)
+    for begin in range(0, len(rows), at_once):
+        some = rows[begin : begin + at_once]
+        embedded = {name: tensor[some] for name, tensor in question.baseline.items()}
+        here = (row >= begin) & (row < begin + len(some))
+        game.move(embedded, row[here] - begin, player[here], 1)
+        found.append(question.score_of(embedded, some).double())
+    return torch.cat(found).view(len(patients), samples)
 
 
 def constrained_least_squares(members: torch.Tensor, gains: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
