@@ -12,6 +12,7 @@ from test_laws import LinearModel
 from replicas.removal import dense_pruned_past, exact_shapley, players_of
 from whenwhy.attribution import attribute
 from whenwhy.attribution.baselines import given_baseline
+from whenwhy.attribution.methods.kernel_shap import _coalitions
 from whenwhy.attribution.methods.shapley import marginals
 from whenwhy.attribution.pruning import PLAYERS, players_named, pruned_past
 from whenwhy.attribution.question import Question
@@ -155,3 +156,65 @@ def test_samples_come_in_pairs(method: str, samples: int, sentence: str) -> None
         case.attributed(method, samples=samples)
     with pytest.raises(UserError, match="did you mean 'cells'"):
         case.attributed(method, players="cell")
+
+
+def test_two_players_are_exact_in_every_pair() -> None:
+    """An order and its reverse are all orders there are."""
+    case = games("empty", "cells", most=2)[0]
+    found = case.attributed("shapley", samples=4)
+    players = players_of(case.record, case.baseline, "cells")
+    wanted = exact_shapley(case.score, case.record, case.baseline, list(players.values()))
+    assert sorted(case.by_player("cells", found).values()) == pytest.approx(sorted(wanted), abs=1e-9)
+    assert max(case.by_player("cells", found, spread=True).values()) < 1e-7
+
+
+def test_all_coalitions_of_few_players_are_exact() -> None:
+    for kind in PLAYERS:
+        for case in games("empty", kind, most=6)[:4]:
+            players = players_of(case.record, case.baseline, kind)
+            found = case.attributed("kernel_shap", players=kind, samples=64)
+            wanted = exact_shapley(case.score, case.record, case.baseline, list(players.values()))
+            assert sorted(case.by_player(kind, found).values()) == pytest.approx(sorted(wanted), abs=1e-9)
+            assert int(found.n_evaluations[0]) == 2 ** len(players) - 2 + 2
+
+
+def test_coalitions_are_drawn_by_the_kernel_in_pairs() -> None:
+    """Of ten players, a size is drawn in proportion to 1 / (size (10 - size)), and every player as often."""
+    batch, model = everything(cohort(1)), model_of(1)
+    question = Question(model, batch, given_baseline("empty", model, batch), Target(), 1e-4, 0)
+    members, times = _coalitions(question, torch.tensor(3), 10, 1000)
+    assert times.sum() == 1000
+    assert torch.equal(torch.unique(members, dim=0), torch.unique(~members, dim=0))
+    size = torch.arange(1, 10).double()
+    wanted = 1 / (size * (10 - size))
+    drawn = torch.bincount(members.sum(1), times, minlength=10)[1:]
+    assert (drawn / 1000 - wanted / wanted.sum()).abs().max() < 0.05
+    assert drawn[0] == drawn[-1]
+    assert ((members.double() * times.unsqueeze(1)).sum(0) == 500).all()
+
+
+@pytest.mark.parametrize("method", ["shapley", "kernel_shap"])
+@pytest.mark.parametrize("baseline", ["empty", "rates"])
+def test_a_pruned_past_is_read_once(method: str, baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that restarts behind it says the same, and reads fewer steps."""
+    batch, model = everything(cohort(7, patients=20, longest=20)), model_of(7)
+    cells = 0
+
+    def count(module: torch.nn.Module, given: tuple[torch.Tensor, ...], told: object) -> None:
+        nonlocal cells
+        cells += given[0].shape[0] * given[0].shape[1]
+
+    model.cell.register_forward_hook(count)
+    monkeypatch.setattr("whenwhy.attribution.players.STEPS_AT_ONCE", 2000)
+    told, used = {}, {}
+    for restarts in (True, False):
+        monkeypatch.setattr(Question, "restarts", property(lambda self, restarts=restarts: restarts))
+        cells = 0
+        found = attribute(
+            model, batch, method=method, baseline=baseline, population=population(),
+            options={"players": "cells", "pruning": 0.5, "samples": 64},
+        )  # fmt: skip
+        told[restarts], used[restarts] = found.streams, cells
+    for name, values in told[True].items():
+        torch.testing.assert_close(values, told[False][name], rtol=1e-8, atol=1e-10)
+    assert used[True] < 0.8 * used[False]

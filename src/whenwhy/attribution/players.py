@@ -11,11 +11,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from whenwhy.attribution.baselines import bag_of
 from whenwhy.attribution.question import Contributions, Question
 from whenwhy.errors import UserError, unknown_name
+from whenwhy.events.hashing import mixed
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch
 from whenwhy.models.sequence_model import Embedded, SequenceModel
 from whenwhy.schema import EVERYTHING_ABSENT
@@ -85,6 +87,7 @@ class Players:
         if unit not in UNITS:
             raise unknown_name("unit", unit, UNITS)
         self.question, self.unit = question, unit
+        self.past = torch.zeros_like(question.lengths) if past is None else past
         self.items = items_of(question) if items is None else items
         self._tells_absence = items is None
         keys = _keys(question, self.items, unit)
@@ -102,6 +105,8 @@ class Players:
         step = torch.cat([of.step if name == EVENTS else of.step - 1 for name, of in self.items.items()])[moves]
         latest = torch.full_like(self.patient, question.batch.n_steps)
         self.first_step = latest.scatter_reduce(0, of_moving, step, "amin")
+        number = np.arange(1, len(self) + 1, dtype=np.uint64)
+        self._mark = torch.from_numpy(mixed(number).view(np.int64)).to(step.device)
 
     def _place(self, player: torch.Tensor) -> None:
         """Takes down whose each item is [item], -1 for none."""
@@ -139,6 +144,30 @@ class Players:
             places = embedded[name].flatten(0, axes - 1)  # [bag, ...]
             bag = row[move] * self.question.batch.n_steps + items.step[item] if axes == 2 else row[move]
             places.index_add_(0, bag, items.way[item], alpha=sign)
+
+    def marks(self, players: torch.Tensor, steps: int) -> torch.Tensor:
+        """Numbers [move] whose sums tell coalitions apart by who of them stands before a step, 0 for who does not."""
+        return torch.where(self.first_step[players] < steps, self._mark[players], 0)
+
+    def common_past(self, rows: torch.Tensor) -> int:
+        """The first steps that all of these patients have in one player, if the model can restart behind them."""
+        return int(self.past[rows].min()) if self.question.restarts and len(rows) else 0
+
+    def score_of(self, embedded: Embedded, rows: torch.Tensor, steps: int, marks: torch.Tensor) -> torch.Tensor:
+        """As `Question.score_of`; the first steps of a patient's rows with the same sum of marks are read once.
+
+        Args:
+            steps: how many, of `common_past`.
+            marks: [row], the sum of the `marks` of who is there.
+        """
+        question = self.question
+        if not steps:
+            return question.score_of(embedded, rows)
+        _, like = torch.unique(torch.stack([rows, marks], dim=1), dim=0, return_inverse=True)
+        row = torch.arange(len(rows), device=rows.device)
+        one = torch.zeros(int(like.max()) + 1, dtype=torch.long, device=rows.device).scatter(0, like, row)
+        past = question.read(steps, embedded={name: tensor[one] for name, tensor in embedded.items()})
+        return question.score_after(past, like, embedded, rows)
 
     def contributions(self, totals: torch.Tensor) -> Contributions:
         """Each player's total [player] in equal shares to its items."""
@@ -181,7 +210,7 @@ def scores_without(players: Players, *, instead: Players | None = None, restart:
         # Static values are read before any step.
         if restart and begin and int(players.first_step[order[done]]) >= 0:
             past = question.read(begin, past)
-            found[chosen] = question.score_after(past, embedded, rows)
+            found[chosen] = question.score_after(past, rows, embedded, rows)
         else:
             found[chosen] = question.score_of(embedded, rows)
         done += len(chosen)

@@ -127,15 +127,23 @@ class Question:
         """Whether the model can go on from the middle of a record."""
         return bool(getattr(self.model, "restarts", False))
 
-    def read(self, steps: int, past: Any = None) -> Any:
-        """What a model that restarts keeps of the records' first steps, from where `past` has come to."""
-        with torch.no_grad():
-            return cast(RestartingModel, self.model).read(self.embedded, steps, past)
+    def read(self, steps: int, past: Any = None, embedded: Embedded | None = None) -> Any:
+        """What a model that restarts keeps of the first steps, from where `past` has come to.
 
-    def score_after(self, past: Any, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
-        """As `score_of`, by a model that restarts: embeddings before the end of the records' `past` are not looked at."""
+        Args:
+            embedded: [row, ...] of what; None: of the records.
+        """
         with torch.no_grad():
-            later = cast(RestartingModel, self.model).resumed(past, rows)
+            return cast(RestartingModel, self.model).read(embedded or self.embedded, steps, past)
+
+    def score_after(self, past: Any, of: torch.Tensor, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+        """As `score_of`, by a model that restarts: embeddings before the end of what was read are not looked at.
+
+        Args:
+            of: [row] which row of what was read comes before each.
+        """
+        with torch.no_grad():
+            later = cast(RestartingModel, self.model).resumed(past, of)
             return self.target.score(later, embedded, self.lengths[rows])
 
     def gradients_at(self, embedded: Embedded, rows: torch.Tensor | None = None) -> Embedded:

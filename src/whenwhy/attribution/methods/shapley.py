@@ -49,9 +49,10 @@ def shapley(question: Question, *, players: str = "cells", samples: int = 32, pr
     game = players_named(question, players, past)
     total, square = (torch.zeros(len(game), dtype=torch.float64, device=game.patient.device) for _ in range(2))
     n_pairs = samples // 2
-    by_count = torch.argsort(game.count, descending=True, stable=True)
     at_once = max(1, rows_at_once(question) // 2)  # pairs
-    for chosen in by_count.split(at_once):
+    # Records whose pasts are alike go together, so that a model that restarts need not read much of them again.
+    for alike in torch.argsort(game.past, stable=True).split(max(1, at_once // n_pairs)):
+        chosen = alike[torch.argsort(game.count[alike], descending=True, stable=True)]
         together = max(1, at_once // len(chosen))
         for first in range(0, n_pairs, together):
             added = _added(question, game, chosen, range(first, min(n_pairs, first + together)))
@@ -103,7 +104,8 @@ def marginals(question: Question, game: Players, rows: torch.Tensor, orders: tor
     """
     here = {name: tensor[rows] for name, tensor in question.baseline.items()}
     before, whole = question.baseline_score[rows].double(), question.score[rows].double()
-    count = game.count[rows]
+    count, past = game.count[rows], game.common_past(rows)
+    marks = torch.zeros_like(rows)
     found = torch.zeros(orders.shape, dtype=torch.float64, device=rows.device)
     row = torch.arange(len(rows), device=rows.device)
     for position in range(orders.shape[1]):
@@ -113,7 +115,8 @@ def marginals(question: Question, game: Players, rows: torch.Tensor, orders: tor
             here = {name: tensor[:open_rows] for name, tensor in here.items()}
             player = game.first[rows[:open_rows]] + orders[:open_rows, position]
             game.move(here, row[:open_rows], player, 1)
-            after[:open_rows] = question.score_of(here, rows[:open_rows]).double()
+            marks = marks[:open_rows] + game.marks(player, past)
+            after[:open_rows] = game.score_of(here, rows[:open_rows], past, marks).double()
         found[:coming, position] = (after - before)[:coming]
         before = after
     return found
