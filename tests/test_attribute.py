@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from whenwhy.attribution.attribute_shards import (
     attribute_shards,
     residual_summary,
 )
+from whenwhy.attribution.population import POPULATION
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
 from whenwhy.events.sequences import TABLE, PrepareSettings, prepare
@@ -144,6 +146,21 @@ def test_absence_has_rows_where_the_baseline_records_something(
     assert some > 100
     cells = aggregate_cells([stage.path], tmp_path / "cells")
     assert sum(cells.read(name, "cells").num_rows for name in cells.shards if "exposure" not in name) > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "needed"),
+    [("augmented_occlusion", {"samples": 2}, True), ("occlusion", {"unit": "code"}, True), ("occlusion", {}, False)],
+)
+def test_a_run_keeps_the_population_that_its_method_needs(
+    small_run: SmallRun, tmp_path: Path, method: str, options: dict[str, Any], needed: bool
+) -> None:
+    settings = AttributeSettings(method=method, options=options)
+    stage = attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", settings, INLINE)
+    stage.require_complete()
+    assert (POPULATION in stage.manifest["besides"]) == needed
+    assert stage.has(POPULATION) == needed
+    assert any((stage.read(shard, ROWS)["attribution"].to_numpy() != 0).any() for shard in stage.shards)
 
 
 def _values_of(sequences: StageDirectory, shard: str) -> list[list[int]]:

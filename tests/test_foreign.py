@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from conftest import INLINE, SmallRun
 from foreign_models import stranger
-from whenwhy.attribution import attribute, registered_methods
+from whenwhy.attribution import attribute, population_of, registered_methods
 from whenwhy.attribution.attribute_shards import (
     ABOUT,
     PREDICTION_ROWS,
@@ -211,7 +211,9 @@ def per_patient(batch: SequenceBatch, streams: dict[str, torch.Tensor]) -> torch
 @pytest.mark.parametrize("method", registered_methods())
 def test_every_method_explains_a_strangers_network(method: str) -> None:
     _, model, sequences = of("LinearGRU")
-    found = attribute(model, sequences.batch(np.arange(len(sequences))), method=method)
+    batch = sequences.batch(np.arange(len(sequences)))
+    own = population_of([batch], model.vocabulary_size, np.arange(model.vocabulary_size), batch)
+    found = attribute(model, batch, method=method, population=own)
     assert torch.isfinite(found.streams[EVENTS]).all()
 
 

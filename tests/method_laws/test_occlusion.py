@@ -10,6 +10,7 @@ import pytest
 import torch
 from removed import SIZE, Case, cohort, dense_record, everything, model_of, population
 
+from foreign_models import stranger
 from replicas.removal import dense_augmented_occlusion, dense_occlusion, players_of
 from whenwhy.attribution import attribute, target_named
 from whenwhy.attribution import players as players_module
@@ -19,6 +20,7 @@ from whenwhy.attribution.question import Question
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC, Sequences
 from whenwhy.models.ensemble import Ensemble
+from whenwhy.models.foreign.adapter import adapted
 from whenwhy.models.recurrent import RecurrentClassifier
 from whenwhy.models.retain import Retain
 
@@ -227,3 +229,33 @@ def test_memory_does_not_grow_with_the_players(monkeypatch: pytest.MonkeyPatch) 
         largest = 0
         attribute(model, batch, method=method, population=population(), options=options)
         assert 0 < largest <= 100
+
+
+@pytest.mark.parametrize("network", [stranger.LinearGRU, stranger.EmbeddingMean])
+def test_networks_that_were_trained_elsewhere(network: Any) -> None:
+    """Where the values of a step are averaged, their number is the record's, also without one of them."""
+    torch.manual_seed(3)
+    row = {
+        "subject_id": 1, "prediction_time": 0, "label": "true", "split": "train", "strata": [],
+        "step_minutes": [3, 2, 1], "event_step": [0, 0, 1, 2, 2, 2], "event_id": [3, 4, 9, 3, 12, 5],
+        "event_value": [None] * 6, "static_id": [], "static_value": [],
+    }  # fmt: skip
+    sequences = Sequences(cohort(1).table.slice(0, 0).from_pylist([row], schema=cohort(1).table.schema))
+    model, _ = adapted(network(SIZE - 1), SIZE - 1, sequences)
+    batch = sequences.batch(np.array([0]))
+    found = attribute(model, batch, method="occlusion")
+    weights = {name: bags.weights for name, bags in batch.streams.items()}
+    for value, lost in enumerate(found.streams[EVENTS].tolist()):
+        without = weights | {EVENTS: weights[EVENTS].clone()}
+        without[EVENTS][value] = 0
+        with torch.no_grad():
+            score = model.score(model.embed(batch, without), batch.lengths)
+        assert lost == pytest.approx(float(found.score - score), abs=1e-5)
+        assert abs(lost) > 1e-5
+    for method in ("shapley", "kernel_shap"):
+        for players in ("cells", "features", "events"):
+            complete = attribute(model, batch, method=method, options={"players": players})
+            assert float(complete.residual.abs()) < 1e-5
+    if network is stranger.EmbeddingMean:
+        with pytest.raises(UserError, match="averages the values of a step"):
+            attribute(model, batch, method="augmented_occlusion", population=population())

@@ -195,8 +195,9 @@ def test_coalitions_are_drawn_by_the_kernel_in_pairs() -> None:
 
 @pytest.mark.parametrize("method", ["shapley", "kernel_shap"])
 @pytest.mark.parametrize("baseline", ["empty", "rates"])
-def test_a_pruned_past_is_read_once(method: str, baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that restarts behind it says the same, and reads fewer steps."""
+@pytest.mark.parametrize("at_once", [2000, 1 << 15])
+def test_a_pruned_past_is_read_once(method: str, baseline: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that restarts behind it says the same, and reads fewer steps where few patients share a batch."""
     batch, model = everything(cohort(7, patients=20, longest=20)), model_of(7)
     cells = 0
 
@@ -205,7 +206,7 @@ def test_a_pruned_past_is_read_once(method: str, baseline: str, monkeypatch: pyt
         cells += given[0].shape[0] * given[0].shape[1]
 
     model.cell.register_forward_hook(count)
-    monkeypatch.setattr("whenwhy.attribution.players.STEPS_AT_ONCE", 2000)
+    monkeypatch.setattr("whenwhy.attribution.players.STEPS_AT_ONCE", at_once)
     told, used = {}, {}
     for restarts in (True, False):
         monkeypatch.setattr(Question, "restarts", property(lambda self, restarts=restarts: restarts))
@@ -217,4 +218,5 @@ def test_a_pruned_past_is_read_once(method: str, baseline: str, monkeypatch: pyt
         told[restarts], used[restarts] = found.streams, cells
     for name, values in told[True].items():
         torch.testing.assert_close(values, told[False][name], rtol=1e-8, atol=1e-10)
-    assert used[True] < 0.8 * used[False]
+    if at_once == 2000:
+        assert used[True] < 0.8 * used[False]
