@@ -10,9 +10,11 @@ from whenwhy.models.sequence_model import SequenceModel
 
 #: Options of methods that learn or draw. TIMING draws as by default: a value that never moves would get nothing.
 QUICK: dict[str, dict[str, Any]] = {
+    "augmented_occlusion": {"samples": 3},
     "amortised_mask": {"epochs": 2, "hidden": 4, "gap_epochs": 0},
     "expected_gradients": {"samples": 3},
     "extremal_mask": {"epochs": 12},
+    "shapley": {"samples": 4},
     "relevance_dropout": {"runs": 3},
     "smooth_grad": {"samples": 3},
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from whenwhy.attribution.attribute_shards import (
     read_fitted,
     residual_summary,
 )
+from whenwhy.attribution.population import POPULATION
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
@@ -194,6 +196,21 @@ def test_references_are_drawn_beside_the_empty_baseline_too(small_run: SmallRun,
         assert 0 in rows["feature_value_id"].to_pylist()
         baseline = stage.read(shard, PREDICTION_ROWS)["baseline_score"].to_numpy()
         assert len(np.unique(baseline)) > len(baseline) / 2  # not one score for all
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "needed"),
+    [("augmented_occlusion", {"samples": 2}, True), ("occlusion", {"unit": "code"}, True), ("occlusion", {}, False)],
+)
+def test_a_run_keeps_the_population_that_its_method_needs(
+    small_run: SmallRun, tmp_path: Path, method: str, options: dict[str, Any], needed: bool
+) -> None:
+    settings = AttributeSettings(method=method, options=options)
+    stage = attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", settings, INLINE)
+    stage.require_complete()
+    assert (POPULATION in stage.manifest["besides"]) == needed
+    assert stage.has(POPULATION) == needed
+    assert any((stage.read(shard, ROWS)["attribution"].to_numpy() != 0).any() for shard in stage.shards)
 
 
 def _values_of(sequences: StageDirectory, shard: str) -> list[list[int]]:

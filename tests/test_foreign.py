@@ -232,8 +232,8 @@ def per_patient(batch: SequenceBatch, streams: dict[str, torch.Tensor]) -> torch
 def test_every_method_explains_a_strangers_network(method: str) -> None:
     _, model, sequences = of("LinearGRU")
     batch = sequences.batch(np.arange(len(sequences)))
-    of_training = population_of([batch], SIZE + 1, np.full(SIZE + 1, -1), batch)
-    found = explained(model, batch, batch, method=method, population=of_training)
+    own = population_of([batch], model.vocabulary_size, np.arange(model.vocabulary_size), batch)
+    found = explained(model, batch, batch, method=method, population=own)
     assert torch.isfinite(found.streams[EVENTS]).all()
 
 

@@ -70,8 +70,8 @@ def attribute(
         target: "logit", "probability", "log_odds:A:B" or "unit:K", each also with "@STEP"; see `target_named`.
         tolerance: of completeness, in units of the score, for methods that keep it; what misses it is in
             `residual`.
-        population: what baselines other than "empty", and methods that draw references, know of training patients;
-            see `population_of`.
+        population: what baselines other than "empty", and methods that need it, know of training patients; see
+            `population_of`.
         seed: of methods and baselines that draw; a prediction's draws are its own, in any batch.
         options: of the method, by name.
         fitted: of a method that must be fitted first, what `fit_method` found.

@@ -63,6 +63,11 @@ class AttributeSettings:
     batch_patients: int = 256
     batch_steps: int = 4096
 
+    @property
+    def needs_population(self) -> bool:
+        """Whether the training patients must be known."""
+        return self.baseline != EMPTY or method_named(self.method).needs_population(self.options)
+
 
 def attribute_shards(
     sequences_path: Path,
@@ -89,7 +94,6 @@ def attribute_shards(
         raise unknown_name("baseline", settings.baseline, BASELINES)
     if not settings.tolerance > 0 or settings.batch_patients < 1 or settings.batch_steps < 1:
         raise UserError("attribute needs a tolerance above 0 and batches of at least one sequence and step.")
-    needs_population = settings.baseline != EMPTY or method.needs_population
     sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
     about: Json = {"outcome": sequences.settings["outcome"], "vocabulary_sha256": vocabulary_sha256(sequences)}
     if isinstance(model, ForeignSource):
@@ -107,7 +111,7 @@ def attribute_shards(
         settings=asdict(settings),
         inputs={"sequences": sequences.as_growing_input(), "model": as_input},
         shards=sequences.manifest["shards"],
-        besides=[ABOUT, *([POPULATION] if needs_population else []), *([FITTED] if method.fit else [])],
+        besides=[ABOUT, *([POPULATION] if settings.needs_population else []), *([FITTED] if method.fit else [])],
         code_version=__version__,
     )
     for generation in sequences.generations[len(stage.generations) :]:
@@ -115,7 +119,7 @@ def attribute_shards(
     vocabulary = {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}
     if "quality" in about and not stage.has(ABOUT):
         stage.publish(ABOUT, vocabulary, about)
-    if needs_population and not stage.has(POPULATION):
+    if settings.needs_population and not stage.has(POPULATION):
         stage.publish(POPULATION, population_tables(sequences))
     if method.fit and not stage.has(FITTED):
         fitted = _fitted(sequences, model, stage)
@@ -145,7 +149,7 @@ class AttributeShard:
         source = StageDirectory.open(Path(self.sequences), "prepare")
         model = _loaded(self.model, source, device)
         asked = AttributeSettings(**stage.settings)
-        population = read_population(stage, device) if stage.has(POPULATION) else None
+        population = read_population(stage, device) if asked.needs_population else None
         fitted = read_fitted(stage, device)
 
         def one_shard(key: str) -> int:

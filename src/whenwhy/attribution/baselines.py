@@ -135,7 +135,7 @@ def _carried_forward(model: SequenceModel, batch: SequenceBatch, population: Pop
     at_bag = np.repeat(bag.cpu().numpy()[order[begins[later]]], lengths) if len(later) else np.array([], int)
     by_bag = np.argsort(at_bag, kind="stable")
     at_bag, source = at_bag[by_bag], source[by_bag]
-    return _against(model, batch, (torch.from_numpy(at_bag), bags.ids.cpu()[source], bags.weights.cpu()[source]), None)
+    return _against(model, batch, (torch.from_numpy(at_bag), torch.from_numpy(source), bags), None)
 
 
 def _reference(model: SequenceModel, batch: SequenceBatch, population: Population, seed: int, draw: int) -> Given:
@@ -144,6 +144,19 @@ def _reference(model: SequenceModel, batch: SequenceBatch, population: Populatio
     if of is None or not len(of):
         raise UserError("The baseline 'reference' needs records of training patients: give references.")
     drawn = (Draws(batch.keys, seed).uniform(draw, (len(batch), 1))[:, 0] * len(of)).long()
+    return _against(model, batch, *_aligned(batch, of, drawn))
+
+
+def references_beside(batch: SequenceBatch, of: SequenceBatch, drawn: torch.Tensor) -> SequenceBatch:
+    """For each record the drawn one [patient], aligned at the prediction and cut to the record's steps.
+
+    `Bags.at` says which of the values of `of` each is.
+    """
+    return replace(batch, streams=_bags_beside(batch, *_aligned(batch, of, drawn)))
+
+
+def _aligned(batch: SequenceBatch, of: SequenceBatch, drawn: torch.Tensor) -> list[_Placed]:
+    """The values of the drawn records, events and static, in the bags of the records."""
     lengths, own = batch.lengths.cpu(), of.lengths.cpu()[drawn]
     events, static = of.streams[EVENTS], of.streams[STATIC]
     parts = []
@@ -160,8 +173,8 @@ def _reference(model: SequenceModel, batch: SequenceBatch, population: Populatio
             inside = (step >= 0) & (step < lengths[patient])
             patient, source, step = patient[inside], source[inside], step[inside]
         place = patient * (batch.n_steps if stream == EVENTS else 1) + step
-        parts.append((place, bags.ids.cpu()[source], bags.weights.cpu()[source]))
-    return _against(model, batch, *parts)
+        parts.append((place, source, bags))
+    return parts
 
 
 _KINDS: dict[str, Callable[[SequenceModel, SequenceBatch, Population, int, int], Given]] = {
@@ -170,33 +183,44 @@ _KINDS: dict[str, Callable[[SequenceModel, SequenceBatch, Population, int, int],
     REFERENCE: _reference,
 }
 
-_Placed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+#: Which bag [value], ascending, holds which value [value] of which other bags.
+_Placed = tuple[torch.Tensor, torch.Tensor, Bags]
 
 
 def _against(model: SequenceModel, batch: SequenceBatch, events: _Placed, static: _Placed | None) -> Given:
-    """Baselines whose bags hold these (bag, id, weight) [value], bags ascending; None: the record's own, held."""
-    streams, matched = {}, {}
-    for stream, placed in ((EVENTS, events), (STATIC, static)):
+    """Baselines whose bags hold these values; None: the record's own, held."""
+    streams, matched = _bags_beside(batch, events, static), {}
+    for stream, theirs in streams.items():
         own = batch.streams[stream]
-        if placed is None:
-            streams[stream], matched[stream] = own, own.weights.clone()
-            continue
-        bag, ids, weights = placed
-        counts = torch.bincount(bag, minlength=len(own.offsets))
-        offsets = (torch.cumsum(counts, 0) - counts).to(torch.int32)
-        device = own.ids.device
-        streams[stream] = Bags(ids.to(device, torch.int32), weights.to(device), offsets.to(device), np.arange(len(ids)))
-        matched[stream] = _matched(own, bag.to(device), ids.to(device), weights.to(device))
+        matched[stream] = own.weights.clone() if theirs is own else _matched(own, theirs)
     with torch.no_grad():
         embedded = dict(model.embed(replace(batch, streams=streams)))
     return Given(embedded, matched)
 
 
-def _matched(own: Bags, bag: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _bags_beside(batch: SequenceBatch, events: _Placed, static: _Placed | None) -> dict[str, Bags]:
+    """The streams of a batch whose bags hold these values; None: the record's own."""
+    streams = {}
+    for stream, placed in ((EVENTS, events), (STATIC, static)):
+        own = batch.streams[stream]
+        if placed is None:
+            streams[stream] = own
+            continue
+        bag, source, other = placed
+        counts = torch.bincount(bag, minlength=len(own.offsets))
+        offsets = (torch.cumsum(counts, 0) - counts).to(torch.int32)
+        device = own.ids.device
+        ids, weights = (known.cpu()[source].to(device) for known in (other.ids, other.weights))
+        streams[stream] = Bags(ids.to(torch.int32), weights, offsets.to(device), source.numpy())
+    return streams
+
+
+def _matched(own: Bags, theirs: Bags) -> torch.Tensor:
     """What a baseline's bags weigh of each of the record's values [value]; one that repeats shares it."""
+    ids, weights = theirs.ids, theirs.weights
     size = int(max(int(own.ids.max()) if len(own.ids) else 0, int(ids.max()) if len(ids) else 0)) + 1
-    key, theirs = bag_of(own) * size + own.ids.long(), bag.long() * size + ids.long()
-    known, place = torch.unique(theirs, return_inverse=True)
+    key = bag_of(own) * size + own.ids.long()
+    known, place = torch.unique(bag_of(theirs) * size + ids.long(), return_inverse=True)
     total = torch.zeros(len(known), device=weights.device).index_add_(0, place, weights)
     if not len(known):
         return torch.zeros_like(own.weights)

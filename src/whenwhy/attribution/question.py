@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from whenwhy.attribution.signals import Rule, plain, signal
 from whenwhy.attribution.targets import Target, has_own_step_scores
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch
-from whenwhy.models.sequence_model import Embedded, SequenceModel, classes_of, logits_of
+from whenwhy.models.sequence_model import Embedded, RestartingModel, SequenceModel, classes_of, logits_of
 from whenwhy.schema import EVERYTHING_ABSENT
 
 #: Nodes or draws that share one flat batch, so that memory does not grow with their number.
@@ -71,6 +71,7 @@ class Question:
         tolerance: of completeness, in units of the score.
         seed, draws: of the run, and random numbers of each prediction.
         kind: the name of the baseline, one of `BASELINES`.
+        population: what is known of training patients; None: nothing.
         fitted: the tensors of a method that was fitted to the model beforehand, by name; empty for others.
 
     Raises:
@@ -155,6 +156,30 @@ class Question:
         """The explained number [row] of any embeddings [row, ...], without gradient; `rows` as for `explained`."""
         with torch.no_grad():
             return self.explained(embedded, rows)
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the model can go on from the middle of a record."""
+        return bool(getattr(self.model, "restarts", False))
+
+    def read(self, steps: int, past: Any = None, embedded: Embedded | None = None) -> Any:
+        """What a model that restarts keeps of the first steps, from where `past` has come to.
+
+        Args:
+            embedded: [row, ...] of what; None: of the records.
+        """
+        with torch.no_grad():
+            return cast(RestartingModel, self.model).read(embedded or self.embedded, steps, past)
+
+    def score_after(self, past: Any, of: torch.Tensor, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+        """As `score_of`, by a model that restarts: embeddings before the end of what was read are not looked at.
+
+        Args:
+            of: [row] which row of what was read comes before each.
+        """
+        with torch.no_grad():
+            later = cast(RestartingModel, self.model).resumed(past, of)
+            return self.target.score(later, embedded, self.lengths[rows])
 
     def gradients_at(self, embedded: Embedded, rows: torch.Tensor | None = None) -> Embedded:
         """The explained number's gradients at any embeddings [row, ...], shaped as they are.

@@ -77,7 +77,7 @@ class Method:
         family: gradients, relevance, decomposition, perturbation, learned or attention.
         laws: names of LAWS that it keeps.
         tells_absence: its contributions along the way tell what not having a feature value adds.
-        needs_population: it draws references of its own, even beside the empty baseline.
+        needs_population: whether, with these options, it asks the question for the training patients.
         fit: what must run once, on a sample, before it can explain; None: nothing.
     """
 
@@ -87,7 +87,7 @@ class Method:
     laws: frozenset[str]
     compute: Compute
     tells_absence: bool = False
-    needs_population: bool = False
+    needs_population: Callable[[Mapping[str, Any]], bool] = lambda options: False
     fit: Fit | None = None
 
     @property
@@ -137,7 +137,7 @@ def method(
     laws: set[str],
     *,
     tells_absence: bool = False,
-    needs_population: bool = False,
+    needs_population: Callable[[Mapping[str, Any]], bool] = lambda options: False,
     fit: Fit | None = None,
 ) -> Callable[[Compute], Compute]:
     """Registers the decorated function under its own name, with the laws that it keeps."""

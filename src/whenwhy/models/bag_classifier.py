@@ -23,6 +23,11 @@ class Classifier(nn.Module):
     vocabulary_size: int
 
     @property
+    def restarts(self) -> bool:
+        """Whether it is a `RestartingModel`."""
+        return False
+
+    @property
     def members(self) -> Sequence[BagClassifier]:
         """The models that learn, each from its own loss."""
         raise NotImplementedError

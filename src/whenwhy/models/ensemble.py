@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,6 +81,24 @@ class Ensemble(Classifier):
         """
         told = zip(self.members, self._shares(embedded), strict=True)
         return torch.cat([member.states(share, lengths) for member, share in told], dim=-1)
+
+    @property
+    def restarts(self) -> bool:
+        """Whether all members do."""
+        return all(member.restarts for member in self.members)
+
+    def read(self, embedded: Embedded, steps: int, past: Sequence[Any] | None = None) -> Sequence[Any]:
+        """What each member keeps of the records' first steps, from where `past` has come to."""
+        known = past or [None] * len(self.members)
+        told = zip(self.member, self._shares(embedded), known, strict=True)
+        return [member.read(share, steps, before) for member, share, before in told]  # type: ignore[operator]
+
+    def resumed(self, past: Sequence[Any], rows: torch.Tensor) -> Ensemble:
+        """The members, each after its own past."""
+        later = copy.copy(self)
+        members = [member.resumed(before, rows) for member, before in zip(self.member, past, strict=True)]  # type: ignore[operator]
+        later._modules = {**self._modules, "member": nn.ModuleList(members)}
+        return later
 
     def _shares(self, embedded: Embedded) -> list[Embedded]:
         """Each member's own part of an embedding."""

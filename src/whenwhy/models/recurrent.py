@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
@@ -21,6 +24,23 @@ POOLINGS = ("last", "mean", "max")
 ATTENTIONS = ("additive", "dot")
 
 
+@dataclass(frozen=True)
+class Past:
+    """What a causal stack of cells keeps of the first steps of some records.
+
+    Attributes:
+        states: the start and the last layer's states after each of those steps [patient, 1 + step, width].
+        layers: where every layer stands [layer, patient, hidden]; of LSTM cells the memory too.
+    """
+
+    states: torch.Tensor
+    layers: tuple[torch.Tensor, ...]
+
+    def of(self, rows: torch.Tensor) -> Past:
+        """That of some patients, each as often as it is named."""
+        return Past(self.states[rows], tuple(layer[:, rows] for layer in self.layers))
+
+
 class RecurrentClassifier(BagClassifier):
     """A stack of GRU or LSTM layers over the steps; the head reads the pooled states and the static values.
 
@@ -37,6 +57,9 @@ class RecurrentClassifier(BagClassifier):
         >>> RecurrentClassifier(8, hidden=4, cell="lstm", layers=2, pooling="mean").head.in_features
         8
     """
+
+    #: What was read before the steps that are read now; None: nothing.
+    past: Past | None = None
 
     def __init__(
         self,
@@ -132,25 +155,60 @@ class RecurrentClassifier(BagClassifier):
         """The last layer's states after each step [patient, step, width]; padding says nothing."""
         return self._states(embedded, lengths)[:, 1:]
 
+    @property
+    def restarts(self) -> bool:
+        """Whether it reads forwards alone, so that what it has read once need not be read again."""
+        return self.directions == 1
+
+    def read(self, embedded: Embedded, steps: int, past: Past | None = None) -> Past:
+        """What it keeps of the records' first steps, from where `past` has come to."""
+        known = past or self._start(embedded)
+        new = self.drop(embedded[EVENTS][:, known.states.shape[1] - 1 : steps])  # [patient, new step, hidden]
+        return self._read_on(known, new) if new.shape[1] else known
+
+    def resumed(self, past: Past, rows: torch.Tensor) -> Self:
+        """The same model after the past of these patients: of the steps in it, an embedding is not looked at.
+
+        Example: `model.resumed(model.read(embedded, 5), torch.tensor([0])).score(changed_from_step_5_on, lengths)`
+        """
+        later = copy.copy(self)  # the weights are shared
+        later.past = past.of(rows)
+        return later
+
     def _read(self, pooled: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
         logit: torch.Tensor = self.head(self.drop(torch.cat([pooled, static], dim=-1))).squeeze(-1)
         return logit
 
     def _states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """The start and the states after each step [patient, 1 + step, width]."""
+        if self.directions == 1:
+            # Padding comes last, and its states are not read.
+            return self.read(embedded, embedded[EVENTS].shape[1], self.past).states
+        start = self._start(embedded)
+        # The backward direction must begin at each record's own end. A record without steps is given one,
+        # since cells take no fewer, and its states are not read either.
+        events = self.drop(embedded[EVENTS])  # [patient, step, hidden]
+        packed = pack_padded_sequence(events, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = self.cell(packed, self._given(start.layers))
+        states, _ = pad_packed_sequence(states, batch_first=True, total_length=events.shape[1])
+        return torch.cat([start.states, states], dim=1)
+
+    def _start(self, embedded: Embedded) -> Past:
+        """What is kept of no steps: the static values."""
         start = torch.tanh(embedded[STATIC])  # [patient, hidden]
         first = start.expand(self.cell.num_layers * self.directions, -1, -1).contiguous()
-        given = (first, first) if isinstance(self.cell, nn.LSTM) else first
-        events = self.drop(embedded[EVENTS])  # [patient, step, hidden]
-        if self.directions == 1:
-            states, _ = self.cell(events, given)  # padding comes last, and its states are not read
-        else:
-            # The backward direction must begin at each record's own end. A record without steps is given one,
-            # since cells take no fewer, and its states are not read either.
-            packed = pack_padded_sequence(events, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-            states, _ = self.cell(packed, given)
-            states, _ = pad_packed_sequence(states, batch_first=True, total_length=events.shape[1])
-        return torch.cat([start.repeat(1, self.directions).unsqueeze(1), states], dim=1)
+        layers = (first, first) if isinstance(self.cell, nn.LSTM) else (first,)
+        return Past(start.repeat(1, self.directions).unsqueeze(1), layers)
+
+    def _read_on(self, past: Past, events: torch.Tensor) -> Past:
+        """The past and what follows it, events [patient, step, hidden]."""
+        states, layers = self.cell(events, self._given(past.layers))
+        layers = layers if isinstance(layers, tuple) else (layers,)
+        return Past(torch.cat([past.states, states], dim=1), layers)
+
+    def _given(self, layers: tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The states as torch's cells take them."""
+        return layers if isinstance(self.cell, nn.LSTM) else layers[0]
 
     def _last(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Each direction's state when it has read the whole record [patient, width]."""

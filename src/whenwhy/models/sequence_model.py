@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -53,6 +53,21 @@ def not_dense(model: SequenceModel) -> str | None:
     """
     found: str | None = getattr(model, "not_dense", None)
     return found
+
+
+class RestartingModel(SequenceModel, Protocol):
+    """A causal model that can go on from the middle of a record, so that a change at a step costs the steps after it."""
+
+    #: Whether this one can.
+    restarts: bool
+
+    def read(self, embedded: Embedded, steps: int, past: Any = None) -> Any:
+        """What it keeps of the records' first steps, from where `past` has come to."""
+        ...
+
+    def resumed(self, past: Any, rows: torch.Tensor) -> SequenceModel:
+        """The same model after the past of these patients: of the steps in it, an embedding is not looked at."""
+        ...
 
 
 #: The classes of a model that tells one logit.

@@ -22,7 +22,7 @@ PLACES = 1 << 20
     "integrated gradients against baselines drawn from training patients, a random place on the path of each",
     laws={"zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
     tells_absence=True,
-    needs_population=True,
+    needs_population=lambda options: True,
 )
 def expected_gradients(question: Question, *, samples: int = 16) -> Explanation:
     """The mean over draws of (record - reference) times the gradient at a random place between the two.
