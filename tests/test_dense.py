@@ -60,6 +60,10 @@ def test_gradient_times_input_equals_captums(axes: int, target: object) -> None:
 @pytest.mark.parametrize("method", registered_methods())
 def test_every_method_explains_dense_inputs_alone_as_in_a_batch(method: str) -> None:
     network = Network(2).double().eval()
+    if registered_methods()[method].needs_population(registered_methods()[method].options):
+        with pytest.raises(UserError, match="training patients"):
+            dense.Explainer(network, method).attribute(INPUTS, target=1)
+        return
     explainer = dense.Explainer(network, method, options=QUICK.get(method), tolerance=1e-9)
     if registered_methods()[method].fit is not None:
         explainer.fit([INPUTS.flip(0) / 2], target=1)

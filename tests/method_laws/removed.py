@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_laws import SIZE, cohort, everything, model_of, population
 
+from method_laws.test_laws import SIZE, cohort, everything, model_of, population
 from replicas.integrated_gradients import dense_score
 from replicas.removal import Dense, Score
 from whenwhy.attribution import Attributions, attribute

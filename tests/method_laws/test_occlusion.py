@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from removed import SIZE, Case, cohort, dense_record, everything, model_of, population
 
 from foreign_models import stranger
+from method_laws.removed import SIZE, Case, cohort, dense_record, everything, model_of, population
 from replicas.removal import dense_augmented_occlusion, dense_occlusion, players_of
 from whenwhy.attribution import attribute, target_named
 from whenwhy.attribution import players as players_module
@@ -103,7 +103,7 @@ def test_a_restart_changes_nothing(model: str, target: str, monkeypatch: pytest.
     monkeypatch.setattr(players_module, "STEPS_AT_ONCE", 40)
     network, batch = restarting_models()[model], everything(cohort(6, patients=7))
     given = given_baseline("rates", network, batch, population(), 0)  # type: ignore[arg-type]
-    question = Question(network, batch, given, target_named(target), 1e-4, 0, population())  # type: ignore[arg-type]
+    question = Question(network, batch, given, target_named(target), 1e-4, 0, population=population())  # type: ignore[arg-type]
     assert question.restarts
     for unit in UNITS:
         players = Players(question, unit)

@@ -6,9 +6,9 @@ from itertools import permutations
 
 import pytest
 import torch
-from removed import Case, cohort, everything, model_of, population
-from test_laws import LinearModel
 
+from method_laws.removed import Case, cohort, everything, model_of, population
+from method_laws.test_laws import LinearModel
 from replicas.removal import dense_pruned_past, exact_shapley, players_of
 from whenwhy.attribution import attribute
 from whenwhy.attribution.baselines import given_baseline

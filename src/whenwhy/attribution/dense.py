@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from whenwhy.attribution.attribute import TOLERANCE, fitted_on, require_fitted
-from whenwhy.attribution.baselines import Given
+from whenwhy.attribution.baselines import Given, bag_of
 from whenwhy.attribution.question import PerValue, Question
 from whenwhy.attribution.registry import Fitted, method_named
 from whenwhy.attribution.targets import Target
@@ -43,7 +43,12 @@ class DenseModel(nn.Module):
     def embed(self, batch: SequenceBatch, weights: Mapping[str, torch.Tensor] | None = None) -> Embedded:
         """The cells [patient, time, feature], and static values of no width."""
         cells = batch.streams[EVENTS].weights if weights is None else weights[EVENTS]
-        events = cells.view(len(batch), batch.n_steps, self.vocabulary_size)
+        steps, features = len(batch) * batch.n_steps, self.vocabulary_size
+        if len(cells) != steps * features:  # not every cell is named, as where single features are looked at
+            bags = batch.streams[EVENTS]
+            place = bag_of(bags) * features + bags.ids.long()
+            cells = cells.new_zeros(steps * features).index_add(0, place, cells)
+        events = cells.view(len(batch), batch.n_steps, features)
         return {EVENTS: events, STATIC: events.new_zeros(len(batch), 0)}
 
     def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
