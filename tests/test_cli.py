@@ -350,7 +350,10 @@ def test_an_interrupt_says_how_to_continue(small_run: SmallRun, tmp_path: Path, 
     assert whenwhy("prepare", small_run.meds, "--labels", small_run.labels, *asked)[0] == 0
     command = [sys.executable, "-m", "whenwhy", "attribute", str(sequences), "--model", str(small_run.model)]
     running = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "attr"), "--inline"], stderr=subprocess.PIPE, text=True
+        [*command, "--out", str(tmp_path / "attr"), "--inline"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores interrupts
     )
     assert running.stderr is not None
     said = running.stderr.readline()  # the first shard is done, more than a hundred are not
