@@ -14,6 +14,7 @@ import pytest
 from cohort import write_cohort
 from conftest import INLINE, SmallRun
 from whenwhy.attribution.attribute_shards import PREDICTION_ROWS, ROWS, AttributeSettings, attribute_shards
+from whenwhy.attribution.population import POPULATION, RATES_TABLE, REFERENCES_TABLE
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.events.sequences import PrepareSettings, add_generation, prepare
@@ -178,6 +179,23 @@ def test_nobody_is_forgotten_by_a_wrong_id_or_half_a_list(everything: dict[str, 
     with pytest.raises(UserError, match="is no MEDS data set, no directory of a stage and no store"):
         forget({7}, [tmp_path / "nowhere"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_records_that_others_are_compared_with_are_forgotten_too(
+    everything: dict[str, Path], tmp_path: Path
+) -> None:
+    asked = AttributeSettings(method="gradient_times_input", baseline="reference")
+    stage = attribute_shards(everything["sequences"], everything["model"], tmp_path / "referring", asked, INLINE)
+    known = stage.read(POPULATION, REFERENCES_TABLE)["subject_id"].to_pylist()
+    rates = stage.read(POPULATION, RATES_TABLE)
+    subject = known[3]
+    forget({subject}, [*everything.values(), stage.path])
+    again = StageDirectory.open(stage.path)
+    left = again.read(POPULATION, REFERENCES_TABLE)["subject_id"].to_pylist()
+    assert left == [other for other in known if other != subject]
+    assert again.read(POPULATION, RATES_TABLE).equals(rates)
+    again.require_complete()
+    assert not holds(stage.path, subject)
 
 
 @pytest.mark.parametrize("ended_at", ["_forget_in_stage", "_rebuilt", "publish_store"])

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whenwhy.attribution.attribute_shards import FITTED, PREDICTION_ROWS, ROWS
+from whenwhy.attribution.population import POPULATION, REFERENCES_TABLE
 from whenwhy.errors import UserError
 from whenwhy.events.parquet_files import parquet_files
 from whenwhy.events.sequence_directory import TABLE
@@ -158,9 +159,12 @@ def _forget_in_meds(path: Path, wanted: pa.Array) -> str:
 def _holds(stage: StageDirectory, wanted: pa.Array) -> list[str]:
     """The entries that hold one of the patients."""
     table = TABLES[stage.manifest["stage"]]
+    tables = [(name, table) for name in stage.shards]
+    if POPULATION in stage.needs and stage.has(POPULATION):
+        tables.append((POPULATION, REFERENCES_TABLE))  # records that others are compared with
     return [
         name
-        for name in stage.shards
+        for name, table in tables
         if pc.any(pc.is_in(stage.read(name, table, ["subject_id"])["subject_id"], wanted)).as_py()
     ]
 
@@ -169,6 +173,11 @@ def _forget_in_stage(stage: StageDirectory, names: Sequence[str], wanted: pa.Arr
     kind = stage.manifest["stage"]
     removed = 0
     for name in names:
+        if name == POPULATION:
+            references = stage.read(name, REFERENCES_TABLE)
+            left = references.filter(pc.invert(pc.is_in(references["subject_id"], wanted)))
+            stage.replace(name, {REFERENCES_TABLE: left}, dict(stage.entry(name).summary))
+            continue
         table = stage.read(name, TABLES[kind])
         gone = pc.is_in(table["subject_id"], wanted)
         kept = table.filter(pc.invert(gone))
