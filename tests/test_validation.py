@@ -515,6 +515,28 @@ def test_more_than_one_prediction_sees_its_own_past_alone(clean: Path, undisturb
             assert len(after["event_id"]) >= len(before["event_id"])
 
 
+@pytest.mark.parametrize("at", ["pathlib.Path.touch", "pathlib.Path.rename", "shutil.rmtree"])
+def test_a_scratch_folder_that_was_half_made_or_half_removed_stops_nobody(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The instants at which the folder of a killed call could be taken for somebody else's."""
+    asked = PrepareSettings("outcome", shard_size=64)
+    where = (clean, clean / "labels" / "outcome")
+    out = tmp_path / "out"
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*where, out, asked, INLINE)
+    assert list(out.iterdir())
+    stage = prepare(*where, out, asked, INLINE)
+    assert stage.content_sha256() == prepare(*where, tmp_path / "undisturbed", asked, INLINE).content_sha256()
+    assert {item.name for item in out.iterdir()} == {item.name for item in (tmp_path / "undisturbed").iterdir()}
+
+
 @pytest.mark.parametrize("finished", [0, 1, 6])
 def test_killed_anywhere_it_continues_to_the_same_bytes(clean: Path, tmp_path: Path, finished: int) -> None:
     """SIGKILL once the scan has begun, or some shards are written: the next call ends as if nothing had been."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 
 from whenwhy.errors import UserError
 from whenwhy.schema import FORMAT_VERSION, with_dictionary
-from whenwhy.working_folder import fsync, left_by_us, remove_scratch, remove_temporaries
+from whenwhy.working_folder import fsync, left_by_us, remove_scratch, remove_temporaries, temporary_name
 
 Json = dict[str, Any]
 
@@ -266,7 +265,7 @@ class StageDirectory:
         kept = {file: said for file, said in before.files.items() if file not in told}
         manifest = {"run_id": self.run_id, "name": name, "files": kept | told, "summary": summary}
         entry = self.path / "entries" / f"{name}.json"
-        temporary = entry.parent / f".tmp-{uuid.uuid4().hex}"
+        temporary = entry.parent / temporary_name()
         temporary.write_bytes(json.dumps(manifest, indent=2).encode())
         fsync(temporary)
         os.replace(temporary, entry)
@@ -301,7 +300,7 @@ class StageDirectory:
         """What an entry's manifest says of these files, once they are safely on disk."""
         told: dict[str, Json] = {}
         for file, content in files.items():
-            temporary = self.path / "data" / f".tmp-{uuid.uuid4().hex}"
+            temporary = self.path / "data" / temporary_name()
             try:
                 if isinstance(content, pa.Table):
                     dictionary = with_dictionary(content.schema)
@@ -351,7 +350,7 @@ def _verified(path: Path, size: int, modified: int) -> str:
 
 def _publish_once(path: Path, content: bytes) -> bool:
     """Write `path` unless it exists. A hard link either makes the whole file appear or fails."""
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    temporary = path.parent / temporary_name()
     try:
         temporary.write_bytes(content)
         fsync(temporary)

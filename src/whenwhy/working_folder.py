@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,24 +51,31 @@ def alone(path: Path) -> Iterator[None]:
 def new_scratch(path: Path) -> Path:
     """An empty scratch folder in a directory, known as ours."""
     remove_scratch(path)
-    scratch = path / SCRATCH
-    scratch.mkdir()
-    (scratch / _MARK).touch()
-    return scratch
+    # Marked before it has the name, so that a kill leaves no folder that nobody knows.
+    made = path / temporary_name()
+    made.mkdir()
+    (made / _MARK).touch()
+    return made.rename(path / SCRATCH)
 
 
 def remove_scratch(path: Path) -> None:
     """Remove a directory's scratch folder, if it is ours."""
     if (path / SCRATCH / _MARK).exists():
-        shutil.rmtree(path / SCRATCH)
+        # The name goes first: a kill half-way could take the mark and leave the rest.
+        shutil.rmtree((path / SCRATCH).rename(path / temporary_name()))
+
+
+def temporary_name() -> str:
+    """The name of something half-written, a new one each time."""
+    return f".tmp-{uuid.uuid4().hex}"
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove the half-written files that killed calls left."""
+    """Remove the half-written files and folders that killed calls left."""
     for folder in (path, *(path / name for name in ("data", "entries", "generations"))):
-        for file in folder.glob(".tmp-*") if folder.is_dir() else ():
-            if _TEMPORARY.fullmatch(file.name):
-                file.unlink()
+        for item in folder.glob(".tmp-*") if folder.is_dir() else ():
+            if _TEMPORARY.fullmatch(item.name):
+                shutil.rmtree(item, ignore_errors=True) if item.is_dir() else item.unlink()
 
 
 def left_by_us(item: Path) -> bool:

@@ -23,7 +23,7 @@ from whenwhy.events.preparation import Preparation
 from whenwhy.events.prepare_settings import PrepareSettings
 from whenwhy.events.sequence_directory import LAYOUT, NOTES_FILE, REPORT, TABLE, VOCABULARY, shard_names
 from whenwhy.shards import Json, StageDirectory, content_sha256
-from whenwhy.working_folder import remove_scratch
+from whenwhy.working_folder import remove_scratch, remove_temporaries
 
 __all__ = ["TABLE", "VOCABULARY", "PrepareSettings", "add_generation", "prepare"]
 
@@ -71,6 +71,7 @@ def prepare(
 
     if StageDirectory.started(out) and not create().missing():
         remove_scratch(out)  # of a call that was killed at its very end
+        remove_temporaries(out)
         return create()
     with Preparation(dataset, cohort, settings, out, workers or Workers(), memory_limit, repair) as preparation:
         preparation.scan()
@@ -108,6 +109,7 @@ def add_generation(
     number = known.index(hashes) + 1 if hashes in known else len(known) + 1
     if number <= len(known) and not stage.missing():
         remove_scratch(out)  # of a call that was killed at its very end
+        remove_temporaries(out)
         return stage
     if number > len(known):
         stage.require_complete()
