@@ -21,7 +21,8 @@ from conftest import INLINE, SmallRun
 from replicas.sequences import feature_value, read_cohort, record_of
 from whenwhy.errors import UserError
 from whenwhy.events.cohort import shard_of
-from whenwhy.events.feature_values import Vocabulary, bin_edges
+from whenwhy.events.feature_values import Vocabulary
+from whenwhy.events.quantiles import bin_edges
 from whenwhy.events.sequence_batch import EVENTS as EVENT_STREAM
 from whenwhy.events.sequence_batch import STATIC, Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY, PrepareSettings, prepare

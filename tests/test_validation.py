@@ -29,8 +29,8 @@ from whenwhy.engine import Workers
 from whenwhy.errors import UserError
 from whenwhy.events import event_scan
 from whenwhy.events.event_scan import Chunk, planned_chunks, repeated, whole_subjects
-from whenwhy.events.feature_values import EdgeFinder, bin_edges
 from whenwhy.events.parquet_files import parquet_files
+from whenwhy.events.quantiles import EdgeFinder, bin_edges
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.events.validation import validation_lines

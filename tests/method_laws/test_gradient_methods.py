@@ -13,8 +13,7 @@ import torch
 from method_laws.test_laws import SIZE, LinearModel, cohort, everything, model_of, population, totals
 from replicas import gradient_methods as replica
 from replicas.integrated_gradients import dense_score
-from whenwhy.attribution import Attributions, attribute
-from whenwhy.attribution import question as question_module
+from whenwhy.attribution import Attributions, attribute, own_steps
 from whenwhy.attribution.baselines import given_baseline
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.methods import expected_gradients, timing
@@ -314,7 +313,7 @@ def test_one_pass_says_what_prefix_after_prefix_says(name: str, target: str, mon
         assert has_own_step_scores(model, Target("unit" if target == "unit:3" else "logit"))
         at_once = ask()
         with monkeypatch.context() as patched:
-            patched.setattr(question_module, "has_own_step_scores", lambda *_: False)
+            patched.setattr(own_steps, "has_own_step_scores", lambda *_: False)
             one_by_one = ask()
         torch.testing.assert_close(at_once.streams, one_by_one.streams, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(at_once.notes, one_by_one.notes, rtol=1e-6, atol=1e-8, equal_nan=True)

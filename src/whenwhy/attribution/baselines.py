@@ -55,12 +55,6 @@ class Population:
     references: SequenceBatch | None = None
 
 
-def bag_of(bags: Bags) -> torch.Tensor:
-    """Which bag each value lies in [value] int64."""
-    end = torch.cat([bags.offsets, bags.offsets.new_tensor([len(bags.ids)])])
-    return torch.repeat_interleave(torch.arange(len(bags.offsets), device=end.device), torch.diff(end).long())
-
-
 def given_baseline(
     name: str,
     model: SequenceModel,
@@ -114,7 +108,7 @@ def _carried_forward(model: SequenceModel, batch: SequenceBatch, population: Pop
     A code's first record is compared with nothing. Static values have no earlier ones and are held.
     """
     bags = batch.streams[EVENTS]
-    bag = bag_of(bags)
+    bag = bags.bag
     code = population.code[bags.ids.long()].long()
     patient, step = bag // batch.n_steps, bag % batch.n_steps
     keys = torch.stack([patient, code, step]).cpu().numpy()
@@ -161,7 +155,7 @@ def _aligned(batch: SequenceBatch, of: SequenceBatch, drawn: torch.Tensor) -> li
     events, static = of.streams[EVENTS], of.streams[STATIC]
     parts = []
     for stream, bags, per_patient in ((EVENTS, events, of.n_steps), (STATIC, static, 1)):
-        bag = bag_of(bags).cpu()
+        bag = bags.bag.cpu()
         begins = torch.searchsorted(bag // per_patient, torch.arange(len(of) + 1))
         counts = (begins[1:] - begins[:-1])[drawn]
         patient = torch.repeat_interleave(torch.arange(len(batch)), counts)
@@ -219,8 +213,8 @@ def _matched(own: Bags, theirs: Bags) -> torch.Tensor:
     """What a baseline's bags weigh of each of the record's values [value]; one that repeats shares it."""
     ids, weights = theirs.ids, theirs.weights
     size = int(max(int(own.ids.max()) if len(own.ids) else 0, int(ids.max()) if len(ids) else 0)) + 1
-    key = bag_of(own) * size + own.ids.long()
-    known, place = torch.unique(bag_of(theirs) * size + ids.long(), return_inverse=True)
+    key = own.bag * size + own.ids.long()
+    known, place = torch.unique(theirs.bag * size + ids.long(), return_inverse=True)
     total = torch.zeros(len(known), device=weights.device).index_add_(0, place, weights)
     if not len(known):
         return torch.zeros_like(own.weights)
@@ -232,7 +226,7 @@ def _repeats(bags: Bags) -> torch.Tensor:
     """How often each value's bag holds the same feature value [value]."""
     if not len(bags.ids):
         return torch.ones_like(bags.weights)
-    key = bag_of(bags) * (int(bags.ids.max()) + 1) + bags.ids.long()
+    key = bags.bag * (int(bags.ids.max()) + 1) + bags.ids.long()
     _, place, counts = torch.unique(key, return_inverse=True, return_counts=True)
     found: torch.Tensor = counts[place].to(bags.weights)
     return found

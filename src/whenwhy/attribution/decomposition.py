@@ -10,7 +10,7 @@ since gamma is the difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.recurrences import GRU, LSTM, STEPS, CellWeights, RecurrentCall, unrolled
-from whenwhy.attribution.signals import Plain, Rule, plain
+from whenwhy.attribution.signals import Plain, TwoPasses, plain
 from whenwhy.attribution.targets import PROBABILITY
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS
@@ -45,7 +45,7 @@ def three_parts(
     return (first - alone + whole - second) / 2, (second - alone + whole - first) / 2, alone
 
 
-class Decomposition(Rule):
+class Decomposition(TwoPasses):
     """The rule of contextual decomposition: first notes the network's own numbers, then carries beta beside them.
 
     Args:
@@ -55,26 +55,14 @@ class Decomposition(Rule):
     name = "Contextual decomposition"
 
     def __init__(self, shares: torch.Tensor) -> None:
+        super().__init__()
         self.shares = shares
         self.order: torch.Tensor | None = None
-        self.tape: list[tuple[torch.Tensor, ...]] = []
-        self.noted: Iterator[tuple[torch.Tensor, ...]] | None = None
-
-    def decompose(self) -> None:
-        """The network's own numbers are noted; beta follows."""
-        self.noted = iter(self.tape)
-
-    def note(self, *numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """These numbers on the first way, those of the first way on the second."""
-        if self.noted is None:
-            self.tape.append(numbers)
-            return numbers
-        return next(self.noted)
 
     def elementwise(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Beta's part; of what bends at 0 alone (ReLU), the function of beta itself."""
         (whole,) = self.note(x)
-        if self.noted is None:
+        if self.first:
             return function(x)
         if function in (torch.exp, torch.reciprocal):
             raise self.refuse("a function that is not 0 at 0")
@@ -96,11 +84,11 @@ class Decomposition(Rule):
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """A bias belongs to neither part."""
-        return functional.linear(x, weight, bias if self.noted is None else None)
+        return functional.linear(x, weight, bias if self.first else None)
 
     def plus_constant(self, x: torch.Tensor, constant: torch.Tensor | float) -> torch.Tensor:
         """A constant belongs to neither part."""
-        return x + constant if self.noted is None else x
+        return x + constant if self.first else x
 
     def maximum(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """Beta of what is the largest."""
@@ -122,7 +110,7 @@ class Decomposition(Rule):
         def step(cell: CellWeights, projected: torch.Tensor, states: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
             own = projected - cell.input_bias
             noted, *whole = self.note(own, *states)
-            if self.noted is None:
+            if self.first:
                 return STEPS[cell.kind](cell, projected, states)
             shares = self.shares[self.order] if call.packed and self.order is not None else self.shares
             rest = tuple(all_of - beta for all_of, beta in zip(whole, states, strict=True))
@@ -227,7 +215,7 @@ def decomposed_scores(question: Question, groups: Sequence[Mapping[str, torch.Te
             rule = Decomposition(torch.cat(shares).to(question.score))
             rows = torch.arange(patients, device=question.lengths.device).repeat(len(chosen))
             question.scored_under(rule, whole, rows)
-            rule.decompose()
+            rule.begin_second()
             found.append(question.scored_under(rule, beta, rows).view(len(chosen), patients))
     return torch.cat(found) if found else question.score.new_zeros(0, patients)
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from whenwhy.attribution.attribute import TOLERANCE, fitted_on, require_fitted
-from whenwhy.attribution.baselines import Given, bag_of
+from whenwhy.attribution.baselines import Given
 from whenwhy.attribution.question import PerValue, Question
 from whenwhy.attribution.registry import Fitted, method_named
 from whenwhy.attribution.targets import Target
@@ -46,7 +46,7 @@ class DenseModel(nn.Module):
         steps, features = len(batch) * batch.n_steps, self.vocabulary_size
         if len(cells) != steps * features:  # not every cell is named, as where single features are looked at
             bags = batch.streams[EVENTS]
-            place = bag_of(bags) * features + bags.ids.long()
+            place = bags.bag * features + bags.ids.long()
             cells = cells.new_zeros(steps * features).index_add(0, place, cells)
         events = cells.view(len(batch), batch.n_steps, features)
         return {EVENTS: events, STATIC: events.new_zeros(len(batch), 0)}

@@ -30,7 +30,7 @@ class Draws:
         with np.errstate(over="ignore"):
             self.keys = mixed(np.asarray(keys, np.uint64) + GAMMA * np.uint64(seed + 1))
 
-    def uniform(self, stream: int, shape: tuple[int, ...], rows: np.ndarray | None = None) -> torch.Tensor:
+    def uniform(self, stream: int, shape: tuple[int, ...], rows: torch.Tensor | None = None) -> torch.Tensor:
         """Uniform in (0, 1), float64 [*shape]; its first axis is the patient's (or that of `rows`).
 
         An element depends on its own place along the other axes alone, so padding adds draws and changes none.
@@ -39,7 +39,7 @@ class Draws:
             stream: another number, other draws.
             rows: which patients, by default all in order.
         """
-        keys = self.keys if rows is None else self.keys[rows]
+        keys = self.keys if rows is None else self.keys[rows.cpu().numpy()]
         with np.errstate(over="ignore"):
             state = mixed(keys + GAMMA * np.uint64(stream + 1)).reshape(-1, *[1] * (len(shape) - 1))
             for axis, size in enumerate(shape[1:], start=1):
@@ -47,7 +47,7 @@ class Draws:
                 state = mixed(state + GAMMA * place)
         return torch.from_numpy(((np.broadcast_to(state, shape) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
-    def normal(self, stream: int, shape: tuple[int, ...], rows: np.ndarray | None = None) -> torch.Tensor:
+    def normal(self, stream: int, shape: tuple[int, ...], rows: torch.Tensor | None = None) -> torch.Tensor:
         """Standard normal, float64 [*shape]; otherwise as `uniform`."""
         found: torch.Tensor = torch.special.ndtri(self.uniform(stream, shape, rows))
         return found

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from whenwhy.attribution.baselines import bag_of
 from whenwhy.attribution.question import Contributions, Question
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.hashing import mixed
@@ -244,7 +243,7 @@ def recorded(batch: SequenceBatch, ways: Mapping[str, torch.Tensor]) -> dict[str
     """The values of a batch as items, with these ways [value, ...]."""
     found = {}
     for name, bags in batch.streams.items():
-        bag, n_steps = bag_of(bags), batch.n_steps if name == EVENTS else 1
+        bag, n_steps = bags.bag, batch.n_steps if name == EVENTS else 1
         found[name] = Items(bag, bag // n_steps, bag % n_steps, bags.ids.long(), ways[name], len(bag))
     return found
 
@@ -257,7 +256,7 @@ def value_ways(
     The batch is embedded as often as its largest bag has values: each time with one value of every bag, so that
     a model that counts the values of a bag counts the same ones.
     """
-    bags = {name: bag_of(of) for name, of in batch.streams.items()}
+    bags = {name: of.bag for name, of in batch.streams.items()}
     rank = {
         name: torch.arange(len(bag), device=bag.device) - batch.streams[name].offsets.long()[bag]
         for name, bag in bags.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from whenwhy.attribution.baselines import EMPTY, REFERENCE, Given, Population, g
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.signals import Rule, plain, signal
-from whenwhy.attribution.targets import Target, has_own_step_scores
+from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch
 from whenwhy.models.sequence_model import Embedded, RestartingModel, SequenceModel, classes_of, logits_of
@@ -90,7 +90,7 @@ class Question:
         population: Population | None = None,
         fitted: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.kind, self.population, self.seed = kind, population, seed
+        self.kind, self.population = kind, population
         self.model, self.batch, self.target, self.tolerance = model, batch, target, tolerance
         self.seed, self.fitted = seed, dict(fitted or {})
         self.lengths = batch.lengths
@@ -186,7 +186,7 @@ class Question:
 
         Patients do not see each other, so the gradient of the sum is each one's own gradient.
         """
-        return self._with_slopes(lambda leaves: self.explained(leaves, rows), embedded)[1]
+        return self.with_slopes(lambda leaves: self.explained(leaves, rows), embedded)[1]
 
     def gradients_along(self, places: Iterable[Embedded]) -> Iterator[Embedded]:
         """The gradients at each of some places [patient, ...], a few of which share a flat batch."""
@@ -197,53 +197,7 @@ class Question:
             each = {name: tensor.split(len(self)) for name, tensor in found.items()}
             yield from ({name: parts[at] for name, parts in each.items()} for at in range(len(some)))
 
-    def own_step_gradients(
-        self, before: Embedded, own: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the prediction made at each step, what it is and how it changes with that step alone.
-
-        A causal model that says so (`own_step_scores`) answers for all steps at once; of others each prefix is a
-        record of its own.
-
-        Args:
-            before: embeddings [row, ...] whose steps, up to the one before, stand as they are.
-            own: the step's own embeddings [node, row, step, ...], any number of them for the same past.
-            rows: [row] whose each is.
-
-        Returns:
-            The explained number of the record cut after each step [node, row, step], 0 in padding, and its
-            gradients, shaped as `own`.
-
-        Raises:
-            UserError: the target is about one step.
-        """
-        if self.target.step is not None:
-            raise UserError(
-                f"Every step's own prediction is explained here: name the target without @{self.target.step}."
-            )
-        lengths, n_steps = self.lengths[rows], own.shape[2]
-        true = torch.arange(n_steps, device=lengths.device) < lengths.unsqueeze(1)  # [row, step]
-        if has_own_step_scores(self.model, self.target):
-            leaf = own.detach().requires_grad_()
-            with torch.enable_grad():
-                told = self.target.own_step_scores(self.model, before, leaf) * true
-                (gradients,) = torch.autograd.grad(told.sum(), leaf)
-            return told.detach(), gradients
-        scores, gradients = own.new_zeros(own.shape[:3]), torch.zeros_like(own)
-        for step in range(n_steps):
-            here = torch.nonzero(true[:, step]).squeeze(1)
-            if not len(here):
-                break
-            prefix = {name: torch.cat([tensor[here]] * len(own)) for name, tensor in before.items()}
-            last = own[:, here, step].flatten(0, 1).unsqueeze(1)  # [node * row, 1, ...]
-            prefix[EVENTS] = torch.cat([prefix[EVENTS][:, :step], last], dim=1)
-            cut = lengths.new_full((len(last),), step + 1)
-            score, slopes = self._with_slopes(partial(self.target.score, self.model, lengths=cut), prefix)
-            scores[:, here, step] = score.view(len(own), -1)
-            gradients[:, here, step] = slopes[EVENTS][:, step].unflatten(0, (len(own), -1))
-        return scores, gradients
-
-    def _with_slopes(
+    def with_slopes(
         self, number: Callable[[Embedded], torch.Tensor], embedded: Embedded
     ) -> tuple[torch.Tensor, Embedded]:
         """A number of embeddings [row], and its gradients."""
@@ -270,9 +224,7 @@ class Question:
         """Where each stream's values stand."""
         found = {}
         for name, bags in self.batch.streams.items():
-            ends = torch.cat([bags.offsets, bags.offsets.new_tensor([len(bags.ids)])])
-            bag = torch.repeat_interleave(torch.arange(len(bags.offsets), device=ends.device), torch.diff(ends).long())
-            steps = self.batch.n_steps if name == EVENTS else 1
+            bag, steps = bags.bag, self.batch.n_steps if name == EVENTS else 1
             found[name] = Values(bag // steps, bag % steps, bags.ids.long())
         return found
 
@@ -387,12 +339,6 @@ class Question:
                 found[name] = found.get(name, 0) + rows.T @ rows
         return found
 
-    def step_notes(self, score: torch.Tensor, baseline_score: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What a method tells of every step's own prediction, each [patient, step], not a number in padding."""
-        true = torch.arange(score.shape[1], device=score.device) < self.lengths.unsqueeze(1)
-        both = {"step_score": score, "step_baseline_score": baseline_score}
-        return {name: told.masked_fill(~true, torch.nan) for name, told in both.items()}
-
     def beside_reference(self, draw: int) -> Question:
         """The same records beside another reference record each, a new one a draw.
 
@@ -413,10 +359,6 @@ class Question:
         other.given = given_baseline(REFERENCE, self.model, self.batch, self.population, self.seed, draw + 1)
         other.baseline = other.given.embedded
         return other
-
-    def random_rows(self, rows: torch.Tensor | None) -> np.ndarray | None:
-        """`rows` as `Draws` takes them."""
-        return None if rows is None else rows.cpu().numpy()
 
 
 class _Slopes(torch.autograd.Function):

@@ -214,6 +214,33 @@ class Rule:
         return UserError(f"{self.name} has no rule for {what}, which the network uses: choose integrated_gradients.")
 
 
+class TwoPasses(Rule):
+    """A rule that notes numbers on a first way through a network, and meets them again on a second.
+
+    Both ways go through the same operations in the same order, since they have the same lengths.
+    """
+
+    def __init__(self) -> None:
+        self._tape: list[tuple[torch.Tensor, ...]] = []
+        self._noted: Iterator[tuple[torch.Tensor, ...]] | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first way."""
+        return self._noted is None
+
+    def begin_second(self) -> None:
+        """The first way is done."""
+        self._noted = iter(self._tape)
+
+    def note(self, *numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """These numbers on the first way, those of the same place of the first way on the second."""
+        if self._noted is None:
+            self._tape.append(numbers)
+            return numbers
+        return next(self._noted)
+
+
 class Plain:
     """Something that a rule returns as a constant: the signal ends there."""
 

@@ -30,6 +30,16 @@ class Bags:
     offsets: torch.Tensor
     at: np.ndarray
 
+    @property
+    def sizes(self) -> torch.Tensor:
+        """How many values each bag holds [bag] int64."""
+        return torch.diff(self.offsets, append=self.offsets.new_tensor([len(self.ids)])).long()
+
+    @property
+    def bag(self) -> torch.Tensor:
+        """Which bag each value lies in [value] int64."""
+        return torch.repeat_interleave(torch.arange(len(self.offsets), device=self.offsets.device), self.sizes)
+
 
 @dataclass(frozen=True)
 class SequenceBatch:

@@ -101,8 +101,5 @@ class BagClassifier(Classifier):
 
     def _kept(self, bags: Bags, per_patient: int, patients: int) -> torch.Tensor:
         """0 or 1 / (1 - input_dropout), the same for a feature value wherever a record has it [value]."""
-        first = bags.offsets[::per_patient].long()  # [patient], where each one's values begin
-        counts = torch.diff(first, append=first.new_tensor([len(bags.ids)]))
-        patient = torch.repeat_interleave(torch.arange(patients, device=first.device), counts)  # [value]
-        whole = torch.ones(patients, self.vocabulary_size, device=first.device)
-        return nn.functional.dropout(whole, self.input_dropout)[patient, bags.ids.long()]
+        whole = torch.ones(patients, self.vocabulary_size, device=bags.ids.device)
+        return nn.functional.dropout(whole, self.input_dropout)[bags.bag // per_patient, bags.ids.long()]

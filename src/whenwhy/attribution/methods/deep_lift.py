@@ -7,42 +7,30 @@ section 3.5.1 (the rescale rule); products, which gates are, share their rise as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
-from whenwhy.attribution.signals import Rule
+from whenwhy.attribution.signals import TwoPasses
 
 #: A rise below this, in units of the number, is taken as none: the slope is the derivative then.
 NO_RISE = 1e-6
 
 
-class Rises(Rule):
-    """The rule of DeepLIFT: notes what happens on the way of the baseline, then compares on the way of the record.
-
-    Both ways go through the same operations, since they have the same lengths.
-    """
+class Rises(TwoPasses):
+    """The rule of DeepLIFT: notes what happens on the way of the baseline, then compares on the way of the record."""
 
     name = "DeepLIFT"
-
-    def __init__(self) -> None:
-        self.tape: list[tuple[torch.Tensor, ...]] = []
-        self.noted: Iterator[tuple[torch.Tensor, ...]] | None = None
-
-    def compare(self) -> None:
-        """The baseline's way is noted; the record's follows."""
-        self.noted = iter(self.tape)
 
     def elementwise(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """f(x), whose slope is the rise of f over the rise of x."""
         held = x.detach()
         value = function(held)
-        if self.noted is None:
-            self.tape.append((held, value))
+        before, value_before = self.note(held, value)
+        if self.first:
             return value
-        before, value_before = next(self.noted)
         rise = held - before
         finite = torch.isfinite(rise)
         none = ~finite | (rise.abs() <= NO_RISE * (1 + held.abs()))
@@ -56,11 +44,7 @@ class Rises(Rule):
 
     def softmax(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """An exponential, a sum, and a quotient, each by its own rule."""
-        largest = x.detach().amax(dim, keepdim=True)
-        if self.noted is None:
-            self.tape.append((largest,))
-        else:
-            (largest,) = next(self.noted)  # the same shift on both ways, so that it cancels
+        (largest,) = self.note(x.detach().amax(dim, keepdim=True))  # the same shift on both ways, so that it cancels
         powers = self.elementwise(torch.exp, x - largest)
         return self.product(powers, self.elementwise(torch.reciprocal, powers.sum(dim, keepdim=True)), torch.mul)
 
@@ -68,20 +52,18 @@ class Rises(Rule):
         """The rise of one times the other's mean, and the other way round."""
         a, b = first.detach(), second.detach()
         value = times(a, b)
-        if self.noted is None:
-            self.tape.append((a, b))
+        a_before, b_before = self.note(a, b)
+        if self.first:
             return value
-        a_before, b_before = next(self.noted)
         return value + times(first - a, (b + b_before) / 2) + times((a + a_before) / 2, second - b)
 
     def maximum(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """A rise goes to what is the largest now, a fall to what was it at the baseline."""
         held = x.detach()
         largest, at = held.max(dim, keepdim=True)
-        if self.noted is None:
-            self.tape.append((held, at))
+        before, at_before = self.note(held, at)
+        if self.first:
             return largest.squeeze(dim)
-        before, at_before = next(self.noted)
         rise = largest - before.gather(dim, at_before)
         part = torch.zeros_like(largest)
         for place, share in ((at, rise.clamp(min=0)), (at_before, rise.clamp(max=0))):
@@ -107,7 +89,7 @@ def deep_lift(question: Question) -> Explanation:
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in question.embedded.items()}
     with torch.no_grad():
         question.scored_under(rule, question.baseline)
-    rule.compare()
+    rule.begin_second()
     with torch.enable_grad():
         score = question.scored_under(rule, leaves)
         found = torch.autograd.grad(score.sum(), list(leaves.values()), materialize_grads=True)

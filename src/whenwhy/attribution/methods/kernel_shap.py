@@ -79,7 +79,7 @@ def _coalitions(
         sizes = members.sum(1)
         weights = kernel[sizes - 1] / torch.bincount(sizes)[sizes]
         return members.to(patient.device), weights.to(patient.device)
-    row, draws = question.random_rows(patient.unsqueeze(0)), question.draws
+    row, draws = patient.unsqueeze(0), question.draws
     share = torch.cumsum(kernel, 0) / kernel.sum()
     sizes = 1 + torch.searchsorted(share, draws.uniform(COALITIONS, (1, samples // 2), row)[0])
     rank = draws.uniform(COALITIONS + 1, (1, samples // 2, count), row)[0].argsort(1).argsort(1)  # [coalition, player]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from whenwhy.attribution.own_steps import own_step_gradients, step_notes
 from whenwhy.attribution.paths import gauss_legendre, on_the_way
 from whenwhy.attribution.question import AT_ONCE, Question
 from whenwhy.attribution.registry import Explanation, method
@@ -55,10 +56,10 @@ def prefix_integrated_gradients(question: Question) -> Explanation:
     gradients = {EVENTS: mean, STATIC: torch.zeros_like(question.embedded[STATIC])}
     rows = torch.arange(len(question), device=way.device)
     score, baseline_score = (
-        question.own_step_gradients(of, of[EVENTS].unsqueeze(0), rows)[0][0]
+        own_step_gradients(question, of, of[EVENTS].unsqueeze(0), rows)[0][0]
         for of in (question.embedded, question.baseline)
     )
-    return Explanation(question.contributions(gradients), n_nodes, notes=question.step_notes(score, baseline_score))
+    return Explanation(question.contributions(gradients), n_nodes, notes=step_notes(question, score, baseline_score))
 
 
 def _mean_own_gradients(question: Question, rows: torch.Tensor, nodes: int) -> torch.Tensor:
@@ -71,7 +72,7 @@ def _mean_own_gradients(question: Question, rows: torch.Tensor, nodes: int) -> t
         at = torch.as_tensor(places[first : first + AT_ONCE])
         share = torch.as_tensor(shares[first : first + AT_ONCE])
         flat = {name: on_the_way(at, tensor, begin.get(name)).flatten(0, 1) for name, tensor in record.items()}
-        _, gradients = question.own_step_gradients(flat, flat[EVENTS].unsqueeze(0), rows.repeat(len(at)))
+        _, gradients = own_step_gradients(question, flat, flat[EVENTS].unsqueeze(0), rows.repeat(len(at)))
         per_node = gradients[0].unflatten(0, (len(at), len(rows)))  # [node, row, step, ...]
         mean += torch.tensordot(share.to(per_node), per_node, dims=1)
     return mean

@@ -80,9 +80,9 @@ def _added(question: Question, game: Players, patients: torch.Tensor, pairs: ran
     """
     count, most = game.count[patients], int(game.count[patients].max())
     shape = (len(patients), most)
-    drawn = torch.stack(
-        [question.draws.uniform(PERMUTATIONS + pair, shape, question.random_rows(patients)) for pair in pairs], dim=1
-    ).to(count.device)  # [patient, pair, player]
+    drawn = torch.stack([question.draws.uniform(PERMUTATIONS + pair, shape, patients) for pair in pairs], dim=1).to(
+        count.device
+    )  # [patient, pair, player]
     position = torch.arange(most, device=count.device)
     drawn = drawn.masked_fill(position >= count.view(-1, 1, 1), math.inf)  # players that there are not come last
     order = torch.argsort(drawn, dim=2)

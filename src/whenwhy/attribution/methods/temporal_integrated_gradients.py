@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from whenwhy.attribution.own_steps import own_step_gradients, step_notes
 from whenwhy.attribution.paths import gauss_legendre, on_the_way
 from whenwhy.attribution.question import AT_ONCE, Question
 from whenwhy.attribution.registry import Explanation, method
@@ -40,7 +41,7 @@ def temporal_integrated_gradients(question: Question) -> Explanation:
     way = record - question.baseline[EVENTS]
     patients = torch.arange(len(question), device=record.device)
     ends = torch.stack([record, question.baseline[EVENTS]])  # [end, patient, step, ...]
-    scores, _ = question.own_step_gradients(before, ends, patients)  # [end, patient, step]
+    scores, _ = own_step_gradients(question, before, ends, patients)  # [end, patient, step]
     wanted = (scores[0] - scores[1]).double()
     mean, n_nodes, open_rows = torch.zeros_like(record), question.evaluations(0), patients
     for nodes in LADDER:
@@ -51,7 +52,7 @@ def temporal_integrated_gradients(question: Question) -> Explanation:
         if not len(open_rows):
             break
     gradients = {EVENTS: mean, STATIC: torch.zeros_like(before[STATIC])}
-    return Explanation(question.contributions(gradients), n_nodes, notes=question.step_notes(scores[0], scores[1]))
+    return Explanation(question.contributions(gradients), n_nodes, notes=step_notes(question, scores[0], scores[1]))
 
 
 def _mean_own_gradients(question: Question, rows: torch.Tensor, nodes: int) -> torch.Tensor:
@@ -63,6 +64,6 @@ def _mean_own_gradients(question: Question, rows: torch.Tensor, nodes: int) -> t
     for first in range(0, nodes, AT_ONCE):
         at = torch.as_tensor(places[first : first + AT_ONCE])
         share = torch.as_tensor(shares[first : first + AT_ONCE])
-        _, gradients = question.own_step_gradients(before, on_the_way(at, before[EVENTS], begin), rows)
+        _, gradients = own_step_gradients(question, before, on_the_way(at, before[EVENTS], begin), rows)
         mean += torch.tensordot(share.to(gradients), gradients, dims=1)
     return mean

@@ -99,7 +99,7 @@ class ForeignModel(nn.Module):
 
         So only a record of nothing at all has the length 0, and a network that masks empty steps sees which.
         """
-        alone = (batch.lengths == 0) & (_bag_sizes(batch.streams[STATIC]) > 0)
+        alone = (batch.lengths == 0) & (batch.streams[STATIC].sizes > 0)
         return batch if self.static_in == NONE else replace(batch, lengths=batch.lengths.masked_fill(alone, 1))
 
     def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
@@ -150,8 +150,8 @@ class ForeignModel(nn.Module):
         """What each value weighs beside its own weight; empty where that is 1."""
         if not self.mean and self.call.ids != 2:
             return {}
-        n_events = _bag_sizes(batch.streams[EVENTS]).view(len(batch), batch.n_steps).clone()
-        n_static = _bag_sizes(batch.streams[STATIC]) if self.static_in != NONE else 0 * n_events[:, 0]
+        n_events = batch.streams[EVENTS].sizes.view(len(batch), batch.n_steps).clone()
+        n_static = batch.streams[STATIC].sizes if self.static_in != NONE else 0 * n_events[:, 0]
         steps = slice(0, 1) if self.static_in == FIRST else slice(None)
         n_events[:, steps] += n_static.unsqueeze(1)
         if self.call.ids == 2:
@@ -165,8 +165,8 @@ class ForeignModel(nn.Module):
             raise UserError("The model averages the values of a step: give --static-in first or none.")
         of_bag = 1 / n_events.clamp(min=1).to(self.table.dtype)  # [patient, step]
         return {
-            EVENTS: torch.repeat_interleave(of_bag.flatten(), _bag_sizes(batch.streams[EVENTS])),
-            STATIC: torch.repeat_interleave(of_bag[:, 0], _bag_sizes(batch.streams[STATIC])),
+            EVENTS: torch.repeat_interleave(of_bag.flatten(), batch.streams[EVENTS].sizes),
+            STATIC: torch.repeat_interleave(of_bag[:, 0], batch.streams[STATIC].sizes),
         }
 
 
@@ -316,7 +316,7 @@ def original_input(single: SequenceBatch, call: Call, size: int, static_in: str 
     n_steps = single.n_steps
     static = single.streams[STATIC].ids.long() - FOREIGN_OFFSET
     where = {FIRST: [0], EVERY: list(range(n_steps)), NONE: []}[static_in]
-    step = torch.repeat_interleave(torch.arange(n_steps), _bag_sizes(single.streams[EVENTS]))
+    step = torch.repeat_interleave(torch.arange(n_steps), single.streams[EVENTS].sizes)
     step = torch.cat([step, *[torch.full_like(static, at) for at in where]])
     index = torch.cat([single.streams[EVENTS].ids.long() - FOREIGN_OFFSET, *[static for _ in where]])
     if not call.ids:
@@ -343,13 +343,6 @@ def _sample(sequences: Sequences, size: int) -> np.ndarray:
     return np.asarray(ordered[np.unique(np.linspace(0, len(ordered) - 1, SAMPLE).round().astype(int))])
 
 
-def _bag_sizes(bags: Bags) -> torch.Tensor:
-    """How many values each bag holds [bag]."""
-    end = torch.tensor([len(bags.ids)], device=bags.offsets.device, dtype=bags.offsets.dtype)
-    return torch.diff(torch.cat([bags.offsets, end])).long()
-
-
 def _has_repeats(bags: Bags) -> bool:
-    bag = torch.repeat_interleave(torch.arange(len(bags.offsets)), _bag_sizes(bags))
-    pairs = torch.stack([bag, bags.ids.long()])
+    pairs = torch.stack([bags.bag, bags.ids.long()])
     return bool(torch.unique(pairs, dim=1).shape[1] < pairs.shape[1])

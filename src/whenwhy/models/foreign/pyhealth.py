@@ -200,11 +200,7 @@ class PyHealthModel(nn.Module):
 
     def _place(self, bags: Bags) -> torch.Tensor:
         """Which (bag, key) each value belongs to [value]."""
-        end = bags.offsets.new_tensor([len(bags.ids)])
-        bag = torch.repeat_interleave(
-            torch.arange(len(bags.offsets), device=end.device), torch.diff(torch.cat([bags.offsets, end])).long()
-        )
-        return bag * len(self.keys) + self.key_of[bags.ids.long()]  # type: ignore[index]
+        return bags.bag * len(self.keys) + self.key_of[bags.ids.long()]  # type: ignore[index]
 
     def _counts(self, bags: Bags) -> torch.Tensor:
         """How many values each bag has of each key [bag, key]."""
