@@ -1,12 +1,12 @@
 -- Which runs the store holds: what was explained, how, and how well the explained model predicts.
 --
 -- One row a run. auroc is the explained model's own on held-out patients, reference_auroc that of a logistic
--- regression on the same inputs; mean_auroc and mean_reference_auroc are means over n_folds folds of patients,
+-- regression on the same inputs; measures says what the numbers are, and only contributions are any; mean_auroc and mean_reference_auroc are means over n_folds folds of patients,
 -- each with a model trained the same way. Counts are missing where they may not be shown.
 -- Example: whenwhy query STORE runs
 create or replace temp macro runs() as table
 select
-    r.run_id, r.outcome, r.method, r.baseline, r.target, r.n_predictions, r.tolerance,
+    r.run_id, r.outcome, r.method, r.measures, r.baseline, r.target, r.n_predictions, r.tolerance,
     r.residual_median, r.residual_maximum, r.n_over_tolerance,
     (r.quality::json ->> '$.folds[0].auroc')::double as auroc,
     (r.quality::json ->> '$.folds[0].logistic_regression_auroc')::double as reference_auroc,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import whenwhy
 from conftest import INLINE, SmallRun
 from whenwhy.attribution import attribute
 from whenwhy.attribution.attribute_shards import (
@@ -23,6 +24,7 @@ from whenwhy.attribution.attribute_shards import (
     attribute_shards,
     fitted_sentence,
     read_fitted,
+    residual_sentence,
     residual_summary,
 )
 from whenwhy.attribution.population import POPULATION
@@ -30,11 +32,13 @@ from whenwhy.engine import Workers
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequences import TABLE, PrepareSettings, prepare
+from whenwhy.information import information
 from whenwhy.models.checkpoint import load_model
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.schema import ATTRIBUTION_UNITS, ATTRIBUTIONS, PREDICTIONS
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics.aggregate import aggregate_cells
+from whenwhy.store import open_store, publish_store
 
 
 def test_ray_and_inline_write_the_same_bytes(small_run: SmallRun, tmp_path: Path) -> None:
@@ -211,6 +215,55 @@ def test_a_run_keeps_the_population_that_its_method_needs(
     assert (POPULATION in stage.manifest["besides"]) == needed
     assert stage.has(POPULATION) == needed
     assert any((stage.read(shard, ROWS)["attribution"].to_numpy() != 0).any() for shard in stage.shards)
+
+
+def test_attention_goes_to_the_store_as_what_it_is(small_run: SmallRun, tmp_path: Path) -> None:
+    train(small_run.sequences, tmp_path / "model", TrainSettings(architecture="gru_attention", hidden=8, epochs=1), INLINE)
+    settings = AttributeSettings(method="attention")
+    stage = attribute_shards(small_run.sequences, tmp_path / "model", tmp_path / "attr", settings, INLINE)
+    assert "not a contribution" in residual_sentence(stage)
+    assert residual_summary(stage)["maximum"] is None
+    predictions = stage.read(stage.shards[0], PREDICTION_ROWS)
+    assert predictions["completeness_residual"].null_count == predictions.num_rows > 0
+    store = tmp_path / "store"
+    publish_store(store, aggregate_cells([tmp_path / "attr"], store), [tmp_path / "attr"])
+    assert any("not a contribution" in line for line in information(str(store)))
+    opened = open_store(store)
+    [run] = opened.ask("runs").to_pylist()
+    assert (run["measures"], run["residual_maximum"]) == ("attention", None)
+    weight = opened.sql("select min(attribution) as low, max(attribution) as high from attributions").to_pylist()[0]
+    assert 0 <= weight["low"] < weight["high"] <= 1
+    opened.close()
+
+
+def test_spread_and_notes_are_stored(small_run: SmallRun, tmp_path: Path) -> None:
+    settings = AttributeSettings(method="relevance_dropout", options={"runs": 5})
+    stage = attribute_shards(small_run.sequences, small_run.model, tmp_path / "attr", settings, INLINE)
+    shard = stage.shards[0]
+    rows, predictions = stage.read(shard, ROWS), stage.read(shard, PREDICTION_ROWS)
+    sequences = Sequences(StageDirectory.open(small_run.sequences).read(shard, TABLE))
+    model = load_model(small_run.model)
+    batch = sequences.batch(np.arange(len(sequences)))
+    found = attribute(model, batch, method="relevance_dropout", options={"runs": 5})
+    told = np.array([dict(notes)["bias_share"] for notes in predictions["notes"].to_pylist()])
+    np.testing.assert_allclose(told, found.notes["bias_share"].numpy(), rtol=1e-4, atol=1e-4)
+    # Rows are in another order than the batch's values: the sorted ones are compared.
+    stored = np.sort(rows["spread"].to_numpy())
+    expected = np.sort(np.concatenate([spread.numpy() for spread in found.spread.values()]))
+    np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-6)
+    assert (stored > 0).mean() > 0.9
+    none = StageDirectory.open(small_run.attributions)
+    assert none.read(none.shards[0], ROWS)["spread"].null_count == none.read(none.shards[0], ROWS).num_rows
+    assert not any(none.read(none.shards[0], PREDICTION_ROWS)["notes"].to_pylist())
+
+
+def test_the_package_offers_what_people_call(small_run: SmallRun) -> None:
+    sequences = whenwhy.load_sequences(small_run.sequences)
+    found = whenwhy.attribute(whenwhy.load_model(str(small_run.model)), sequences.batch(np.arange(4)))
+    assert float(found.residual.abs().max()) < 1e-4
+    assert set(whenwhy.__all__) <= set(dir(whenwhy))
+    with pytest.raises(AttributeError, match="no attribute 'atribute'"):
+        _ = whenwhy.atribute  # type: ignore[attr-defined]
 
 
 def _values_of(sequences: StageDirectory, shard: str) -> list[list[int]]:

@@ -194,18 +194,17 @@ def test_integrated_gradients_are_complete(name: str) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_retain_is_read_off_its_attention(layers: int) -> None:
-    """alpha, beta and the embeddings give the logit exactly, which is what RETAIN is for."""
+    """Its effects times the embeddings, and the bias, are the logit exactly, which is what RETAIN is for."""
     model = model_of(f"retain-{layers}")
     assert isinstance(model, Retain)
     embedded, lengths = embedded_of(model, records())
-    alpha, beta = model.attention(embedded, lengths)
+    alpha = model.attention_weights(embedded, lengths)[EVENTS]
     true = torch.arange(alpha.shape[1]) < lengths[:, None]
     assert (alpha[~true] == 0).all()
     torch.testing.assert_close(alpha.sum(1), (lengths > 0).double())
-    effect, static_effect = model.head.weight[0].split(HIDDEN)
-    contributions = alpha * ((beta * embedded[EVENTS]) @ effect)  # [patient, step]
-    logit = contributions.sum(1) + embedded[STATIC] @ static_effect + model.head.bias
-    torch.testing.assert_close(logit, model.score(embedded, lengths), rtol=0, atol=1e-12)
+    effects = model.effects(embedded, lengths)
+    parts = [(effects[name].squeeze(-1) * embedded[name]).flatten(1).sum(1) for name in (EVENTS, STATIC)]
+    torch.testing.assert_close(sum(parts) + model.head.bias, model.score(embedded, lengths), rtol=0, atol=1e-12)
 
 
 def test_members_differ_and_learn_as_they_would_alone() -> None:

@@ -299,7 +299,9 @@ def runs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "run_id": truth.run_id,
-            **{key: truth.about[key] for key in ("outcome", "method", "baseline", "target")},
+            **{key: truth.about[key] for key in ("outcome", "method")},
+            "measures": "contribution",
+            **{key: truth.about[key] for key in ("baseline", "target")},
             "n_predictions": len(told),
             "tolerance": truth.about["tolerance"],
             "residual_median": told["completeness_residual"].abs().median(),

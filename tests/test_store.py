@@ -39,6 +39,7 @@ CONTRACT = {
         "feature_value_id": "INTEGER",
         "numeric_value": "FLOAT",
         "attribution": "FLOAT",
+        "spread": "FLOAT",
     },
     "predictions": {
         "run_id": "VARCHAR",
@@ -52,6 +53,7 @@ CONTRACT = {
         "baseline_score": "DOUBLE",
         "probability": "DOUBLE",
         "completeness_residual": "DOUBLE",
+        "notes": "MAP(VARCHAR, DOUBLE)",
         "n_steps": "INTEGER",
         "n_values": "INTEGER",
         "sex": "VARCHAR",
@@ -87,7 +89,7 @@ CONTRACT = {
         "sum_gradient_vector": "DOUBLE[]",
     },
     "runs": {
-        **dict.fromkeys(("run_id", "method", "baseline", "target"), "VARCHAR"),
+        **dict.fromkeys(("run_id", "method", "measures", "baseline", "target"), "VARCHAR"),
         **dict.fromkeys(("model_sha256", "vocabulary_sha256", "input_sha256", "code_version", "quality"), "VARCHAR"),
         "format_version": "INTEGER",
         **dict.fromkeys(("tolerance", "residual_median", "residual_maximum"), "DOUBLE"),

@@ -17,12 +17,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whenwhy.attribution.attribute_shards import FITTED, PREDICTION_ROWS, ROWS
+from whenwhy.attribution.attribute_shards import FITTED, PREDICTION_ROWS, ROWS, residuals
 from whenwhy.attribution.population import POPULATION, REFERENCES_TABLE
 from whenwhy.errors import UserError
 from whenwhy.events.parquet_files import parquet_files
@@ -189,7 +188,7 @@ def _forget_in_stage(stage: StageDirectory, names: Sequence[str], wanted: pa.Arr
             ids = table["prediction_id"].filter(gone)
             kept_rows = rows.filter(pc.invert(pc.is_in(rows["prediction_id"], ids)))
             files[ROWS] = kept_rows
-            residual = np.abs(kept["completeness_residual"].to_numpy())
+            residual = residuals(kept)
             summary |= {
                 "n_predictions": kept.num_rows,
                 "n_rows": kept_rows.num_rows,

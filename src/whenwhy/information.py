@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from whenwhy.errors import UserError
 from whenwhy.events.prepare_report import prepared_notes
@@ -80,12 +82,22 @@ def _store(path: Path) -> list[str]:
         lines.append(f"{name}: {count:,} rows; {', '.join(columns)}")
     lines += [
         f"run {run['run_id']}: {run['method']} from the {run['baseline']} baseline, {run['n_predictions']:,} predictions of "
-        f"'{run['outcome']}'; largest residual {run['residual_maximum']:.1e}, tolerance {run['tolerance']:.0e}, "
-        f"{run['n_over_tolerance']:,} over it"
+        f"'{run['outcome']}'; {_summed(run)}"
         for run in store.sql("select * from runs order by run_id").to_pylist()
     ]
     store.close()
     return lines
+
+
+def _summed(run: Mapping[str, Any]) -> str:
+    if run["residual_maximum"] is None:
+        from whenwhy.attribution.registry import MEASURES
+
+        return f"a number tells {MEASURES[run['measures']]}"
+    return (
+        f"largest residual {run['residual_maximum']:.1e}, tolerance {run['tolerance']:.0e}, "
+        f"{run['n_over_tolerance']:,} over it"
+    )
 
 
 def _meds(path: Path) -> list[str]:

@@ -89,6 +89,7 @@ ATTRIBUTIONS: Final = pa.schema(
         ("minutes", pa.int32()),  # before the prediction
         ("numeric_value", pa.float32()),
         ("attribution", pa.float32()),
+        ("spread", pa.float32()),  # its standard deviation over the draws of a method that draws; null: it does not
     ]
 )
 
@@ -105,9 +106,10 @@ PREDICTIONS: Final = pa.schema(
         ("score", pa.float64()),
         ("baseline_score", pa.float64()),
         ("probability", pa.float64()),
-        ("completeness_residual", pa.float64()),
+        ("completeness_residual", pa.float64()),  # null: the numbers are not meant to sum to the score
         ("source", pa.string()),  # the MEDS shard that the patient's events lay in
         ("n_nodes", pa.int32()),  # quadrature nodes used
+        ("notes", pa.map_(pa.string(), pa.float64())),  # what the method tells beside, by name
         ("n_steps", pa.int32()),
         ("n_values", pa.int32()),
         ("history_minutes", pa.int32()),  # from the begin of the first step to the prediction; null without steps
@@ -174,6 +176,7 @@ RUNS: Final = pa.schema(
     [
         ("run_id", pa.string()),
         ("method", pa.string()),
+        ("measures", pa.string()),  # what its numbers are: a contribution, or something that is none
         ("baseline", pa.string()),
         ("target", pa.string()),
         ("outcome", pa.string()),
@@ -193,7 +196,7 @@ RUNS: Final = pa.schema(
 
 
 #: Columns whose numbers hardly repeat: a dictionary of them would cost time and space.
-HARDLY_REPEATING: Final = ("step_minutes", "event_minutes", "minutes", "prediction_id", "attribution")
+HARDLY_REPEATING: Final = ("step_minutes", "event_minutes", "minutes", "prediction_id", "attribution", "spread")
 
 
 def with_dictionary(schema: pa.Schema) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,9 @@ from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.methods import integrated_gradients as integrated_gradients_module
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch, Sequences
+from whenwhy.models.bag_classifier import BagClassifier
 from whenwhy.models.recurrent import GRUClassifier
+from whenwhy.models.retain import Retain
 from whenwhy.models.sequence_model import Embedded, embed_bags
 from whenwhy.schema import SEQUENCES
 
@@ -52,10 +56,17 @@ def cohort(seed: int, patients: int = 12, longest: int = 9, least: int = 1) -> S
     return Sequences(pa.Table.from_pylist(rows, schema=SEQUENCES))
 
 
-def model_of(seed: int, scale: float = 3.0) -> GRUClassifier:
-    """A model in float64 whose score bends strongly along the path."""
+#: Models of methods that explain no others.
+OWN_MODELS: dict[str, Callable[..., BagClassifier]] = {
+    "attention": partial(GRUClassifier, pooling="additive"),
+    "retain_contributions": Retain,
+}
+
+
+def model_of(seed: int, scale: float = 3.0, method: str = "") -> BagClassifier:
+    """A model in float64 whose score bends strongly along the path; a GRU, unless the method wants another."""
     torch.manual_seed(seed)
-    model = GRUClassifier(SIZE, hidden=6).double().eval()
+    model = OWN_MODELS.get(method, GRUClassifier)(SIZE, hidden=6).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, scale / 4)
@@ -136,7 +147,11 @@ def test_every_law_is_kept_by_some_method_and_every_method_states_some() -> None
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.5, 4), baseline=st.sampled_from(sorted(BASELINES)))
 def test_completeness(method: str, seed: int, scale: float, baseline: str) -> None:
-    batch, model = everything(cohort(seed)), model_of(seed, scale)
+    batch, model = everything(cohort(seed)), model_of(seed, scale, method)
+    if baseline != "empty" and method in OWN_MODELS:
+        with pytest.raises(UserError, match="use the baseline 'empty'"):
+            attribute(model, batch, method=method, baseline=baseline, population=population())
+        return
     found = explained(model, batch, sample(), method=method, baseline=baseline, population=population(), tolerance=1e-4)
     residual = (totals(batch, found) - (found.score - found.baseline_score)).abs()
     torch.testing.assert_close(found.residual.abs(), residual, rtol=0, atol=1e-9)
@@ -148,10 +163,10 @@ def test_completeness(method: str, seed: int, scale: float, baseline: str) -> No
 
 def test_only_what_is_complete_declares_it() -> None:
     """The suite would notice if a method were swapped: gradient times input is far from complete here."""
-    batch, model = everything(cohort(1)), model_of(1)
+    batch = everything(cohort(1))
     residual = {}
     for name in registered_methods():
-        found = explained(model, batch, sample(), method=name, population=population())
+        found = explained(model_of(1, method=name), batch, sample(), method=name, population=population())
         residual[name] = float((totals(batch, found) - (found.score - found.baseline_score)).abs().max())
     assert residual["integrated_gradients"] <= TOLERANCE
     assert residual["gradient_times_input"] > 0.1
@@ -169,7 +184,7 @@ def test_linearity(method: str) -> None:
 @pytest.mark.parametrize("method", keeping("alone_equals_batched"))
 @pytest.mark.parametrize("seed", range(3))
 def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
-    sequences, model = cohort(seed), model_of(seed)
+    sequences, model = cohort(seed), model_of(seed, method=method)
     order = np.random.default_rng(seed).permutation(len(sequences))
     batch = sequences.batch(order)
     together = explained(model, batch, sample(), method=method, population=population(), tolerance=1e-9)
@@ -185,7 +200,7 @@ def test_alone_equals_batched_in_any_order(method: str, seed: int) -> None:
 
 @pytest.mark.parametrize("method", keeping("zero_on_padding"))
 def test_zero_on_padding(method: str) -> None:
-    model, batch = model_of(4), everything(cohort(4))
+    model, batch = model_of(4, method=method), everything(cohort(4))
     padded = torch.arange(batch.n_steps)[None] >= batch.lengths[:, None]
     assert padded.any()
     for baseline in ("empty", "rates"):
@@ -205,7 +220,7 @@ def test_zero_on_padding(method: str) -> None:
 
 @pytest.mark.parametrize("method", keeping("dummy"))
 def test_dummy(method: str) -> None:
-    sequences, model = cohort(5), model_of(5)
+    sequences, model = cohort(5), model_of(5, method=method)
     batch = everything(sequences)
     with torch.no_grad():
         for table in model.tables.values():
@@ -226,7 +241,7 @@ def test_symmetry(method: str) -> None:
         "step_minutes": [2, 1], "event_step": [0, 0, 0, 1, 1], "event_id": [3, 4, 9, 3, 4],
         "event_value": [None] * 5, "static_id": [3, 4], "static_value": [None] * 2,
     }  # fmt: skip
-    model = model_of(6, scale=1.0)  # gently bent, so that shares held within 0 and 1 stay between
+    model = model_of(6, 1.0, method)  # gently bent, so that shares held within 0 and 1 stay between
     with torch.no_grad():
         for table in model.tables.values():
             table[3] = table[4]
@@ -275,7 +290,7 @@ def test_steps_complete(method: str, baseline: str) -> None:
 @pytest.mark.parametrize("baseline", ["empty", "rates"])
 @pytest.mark.parametrize("method", keeping("share"))
 def test_share(method: str, baseline: str) -> None:
-    batch, model = everything(cohort(11)), model_of(11)
+    batch, model = everything(cohort(11)), model_of(11, method=method)
     found = explained(model, batch, sample(), method=method, baseline=baseline, population=population())
     shares = torch.cat([*found.streams.values(), *(part.flatten() for part in found.absent.values())])
     assert ((shares >= 0) & (shares <= 1)).all()

@@ -59,9 +59,25 @@ def recurrent_score(
     pooling: str,
 ) -> float:
     """The logit of a record given as multi-hot events [step, feature value] and static [feature value]."""
+    states, last = recurrent_states(p, events, static, cell, layers, bidirectional)
+    if pooling == "last":
+        pooled = last
+    elif pooling == "mean":
+        pooled = sum(states) / len(states)
+    elif pooling == "max":
+        pooled = np.array([max(state[i] for state in states) for i in range(len(last))])
+    else:
+        shares = recurrent_attention(p, states, last, pooling)
+        pooled = sum(share * state for share, state in zip(shares, states, strict=True))
+    return float(p["head.weight"][0] @ np.concatenate([pooled, static @ p["tables.static"]]) + p["head.bias"][0])
+
+
+def recurrent_states(
+    p: Parameters, events: np.ndarray, static: np.ndarray, cell: str, layers: int, bidirectional: bool
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The start and the last layer's state after each step, and each direction's own last state side by side."""
     states_of = {"gru": gru_states, "lstm": lstm_states}[cell]
-    static = static @ p["tables.static"]
-    start = np.tanh(static)
+    start = np.tanh(static @ p["tables.static"])
     inputs = [bag @ p["tables.events"] for bag in events]
     for layer in range(layers):
         forwards = states_of(p, "cell", f"l{layer}", inputs, start)
@@ -73,28 +89,33 @@ def recurrent_score(
     finals = [forwards[-1] if forwards else start]
     if bidirectional:
         finals.append(backwards[0] if backwards else start)
-    last = np.concatenate(finals)
-    states = [np.concatenate([start] * len(finals)), *inputs]
-    if pooling == "last":
-        pooled = last
-    elif pooling == "mean":
-        pooled = sum(states) / len(states)
-    elif pooling == "max":
-        pooled = np.array([max(state[i] for state in states) for i in range(len(last))])
-    else:
-        energies = []
-        for state in states:
-            if pooling == "additive":
-                hidden = np.tanh(p["energy.0.weight"] @ state + p["energy.0.bias"])
-                energies.append(float(p["energy.2.weight"][0] @ hidden))
-            else:
-                energies.append(float(last @ state) / math.sqrt(len(last)))
-        pooled = sum(share * state for share, state in zip(softmax(energies), states, strict=True))
-    return float(p["head.weight"][0] @ np.concatenate([pooled, static]) + p["head.bias"][0])
+    return [np.concatenate([start] * len(finals)), *inputs], np.concatenate(finals)
+
+
+def recurrent_attention(p: Parameters, states: list[np.ndarray], last: np.ndarray, pooling: str) -> list[float]:
+    """What each state weighs in the pooled one."""
+    energies = []
+    for state in states:
+        if pooling == "additive":
+            hidden = np.tanh(p["energy.0.weight"] @ state + p["energy.0.bias"])
+            energies.append(float(p["energy.2.weight"][0] @ hidden))
+        else:
+            energies.append(float(last @ state) / math.sqrt(len(last)))
+    return softmax(energies)
 
 
 def retain_score(p: Parameters, events: np.ndarray, static: np.ndarray, layers: int) -> float:
     """RETAIN's logit of a record given as multi-hot events [step, feature value] and static [feature value]."""
+    context = np.zeros(p["tables.events"].shape[1])
+    alphas, betas = retain_attention(p, events, layers)
+    for alpha, beta, bag in zip(alphas, betas, events, strict=True):  # step 4
+        context = context + alpha * beta * (bag @ p["tables.events"])
+    read = np.concatenate([context, static @ p["tables.static"]])
+    return float(p["head.weight"][0] @ read + p["head.bias"][0])  # step 5
+
+
+def retain_attention(p: Parameters, events: np.ndarray, layers: int) -> tuple[list[float], list[np.ndarray]]:
+    """Alpha and beta of each step."""
     values = [bag @ p["tables.events"] for bag in events]  # step 1
     width = p["tables.events"].shape[1]
     states = {}
@@ -106,11 +127,18 @@ def retain_score(p: Parameters, events: np.ndarray, static: np.ndarray, layers: 
     energies = [float(p["alpha_head.weight"][0] @ g + p["alpha_head.bias"][0]) for g in states["alpha_cell"]]
     alphas = softmax(energies) if energies else []  # step 2
     betas = [np.tanh(p["beta_head.weight"] @ h + p["beta_head.bias"]) for h in states["beta_cell"]]  # step 3
-    context = np.zeros(width)
-    for alpha, beta, value in zip(alphas, betas, values, strict=True):  # step 4
-        context = context + alpha * beta * value
-    read = np.concatenate([context, static @ p["tables.static"]])
-    return float(p["head.weight"][0] @ read + p["head.bias"][0])  # step 5
+    return alphas, betas
+
+
+def retain_contributions(p: Parameters, events: np.ndarray, layers: int) -> np.ndarray:
+    """Equation 5 for every step and feature value, recorded there or not, one at a time [step, feature value]."""
+    alphas, betas = retain_attention(p, events, layers)
+    effect = p["head.weight"][0][: p["tables.events"].shape[1]]
+    found = np.zeros(events.shape)
+    for step, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
+        for value, embedding in enumerate(p["tables.events"]):
+            found[step, value] = alpha * float(effect @ (beta * embedding)) * events[step, value]
+    return found
 
 
 def ensemble_score(p: Parameters, members: int, score: Callable[[Parameters], float]) -> float:

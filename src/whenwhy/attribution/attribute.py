@@ -32,7 +32,9 @@ class Attributions:
         absent: what the baseline records and the record does not, events [patient, step], static
             [patient]; empty where the baseline records nothing.
         probabilities: [patient, class] float64, what the model says of the whole record; classes: their names.
-        residual: [patient] float64, the sum of all contributions less (score - baseline_score).
+        residual: [patient] float64, the sum of all contributions less (score - baseline_score); NaN where they are
+            not meant to sum to it.
+        measures: what the numbers are, one of `registry.MEASURES`; not all are contributions.
         spread: as `streams`, the standard deviation that each has over the draws of methods that draw; empty for others.
         notes: [patient] or [patient, step] each, what the method tells beside, by name.
     """
@@ -44,6 +46,7 @@ class Attributions:
     residual: torch.Tensor
     probabilities: torch.Tensor
     classes: tuple[str, ...]
+    measures: str
     absent: Embedded = field(default_factory=dict)
     spread: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -106,16 +109,19 @@ def attribute(
         fitted=fitted,
     )
     found = chosen.compute(question, **asked)
-    total = question.totals(found.contributions)
     baseline_score = question.baseline_score if found.baseline_score is None else found.baseline_score
+    residual = torch.full_like(baseline_score, torch.nan, dtype=torch.float64)
+    if chosen.sums_to_score:
+        residual = question.totals(found.contributions) - (question.score.double() - baseline_score.double())
     return Attributions(
         found.contributions.values,
         question.score,
         baseline_score,
         found.n_evaluations,
-        total - (question.score.double() - baseline_score.double()),
+        residual,
         question.probabilities,
         classes_of(model),
+        chosen.measures,
         found.contributions.absent,
         found.spread.values if found.spread else {},
         found.notes,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import load_file, save
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -18,7 +19,7 @@ from whenwhy.attribution.attribute import TOLERANCE, attribute, fit_method
 from whenwhy.attribution.attribution_table import attribution_tables
 from whenwhy.attribution.baselines import BASELINES, EMPTY
 from whenwhy.attribution.population import POPULATION, population_tables, read_population, sampled_training
-from whenwhy.attribution.registry import Fitted, method_named
+from whenwhy.attribution.registry import MEASURES, Fitted, method_named
 from whenwhy.attribution.targets import target_named
 from whenwhy.engine import Workers, run
 from whenwhy.errors import UserError, unknown_name
@@ -179,7 +180,7 @@ class AttributeShard:
                 for batch in batches
             )
             rows, predictions = attribution_tables(sequences, first_prediction_id(key), asked.target, attributed)
-            residual = np.abs(predictions["completeness_residual"].to_numpy())
+            residual = residuals(predictions)
             summary = {
                 "n_predictions": predictions.num_rows,
                 "n_rows": rows.num_rows,
@@ -269,19 +270,26 @@ def measured_here(attributions: StageDirectory) -> Json:
     return {"folds": [fold], "auroc": auroc}
 
 
+def residuals(predictions: pa.Table) -> np.ndarray:
+    """By how much each prediction's contributions miss the score difference, without sign [prediction that has one]."""
+    return np.asarray(np.abs(pc.drop_null(predictions["completeness_residual"]).to_numpy()))
+
+
 def residual_summary(attributions: StageDirectory) -> Json:
-    """How well the attributions add up: over all predictions, the median and largest |residual|, and the tolerance."""
-    residual = np.abs(
-        pa.concat_tables(
-            [attributions.read(name, PREDICTION_ROWS, ["completeness_residual"]) for name in attributions.shards]
-        )["completeness_residual"].to_numpy()
+    """How well the attributions add up: over all predictions, the median and largest |residual|, and the tolerance.
+
+    Of a method whose numbers are not meant to add up these are None.
+    """
+    predictions = pa.concat_tables(
+        [attributions.read(name, PREDICTION_ROWS, ["completeness_residual"]) for name in attributions.shards]
     )
-    tolerance = attributions.settings["tolerance"]
-    return {
-        "n_predictions": len(residual),
+    residual, tolerance = residuals(predictions), attributions.settings["tolerance"]
+    told: Json = {"n_predictions": predictions.num_rows, "tolerance": tolerance}
+    if not method_named(attributions.settings["method"]).sums_to_score:
+        return told | dict.fromkeys(("median", "maximum", "n_over_tolerance"))
+    return told | {
         "median": float(np.median(residual)) if len(residual) else 0.0,
         "maximum": float(residual.max(initial=0.0)),
-        "tolerance": tolerance,
         "n_over_tolerance": int((residual > tolerance).sum()),
     }
 
@@ -289,6 +297,9 @@ def residual_summary(attributions: StageDirectory) -> Json:
 def residual_sentence(attributions: StageDirectory) -> str:
     """What `residual_summary` found, in one sentence for people."""
     told = residual_summary(attributions)
+    if told["maximum"] is None:
+        measures = method_named(attributions.settings["method"]).measures
+        return f"{told['n_predictions']:,} predictions; a number tells {MEASURES[measures]}"
     return (
         f"{told['n_predictions']:,} predictions; contributions miss the score difference by {told['maximum']:.1e} at most "
         f"(median {told['median']:.1e}; tolerance {told['tolerance']:.0e}, {told['n_over_tolerance']:,} over it)"

@@ -20,22 +20,31 @@ def attribution_tables(
 
     `probability` is that of the class that the target names, else of the positive one, else of the predicted one.
     A prediction's id is its row in the shard, counted from `first_id`. Where the baselines record something, each
-    step has a row of "everything absent" too, and so have the static values. The residual is that of the rows
-    as they are stored, on the grid.
+    step has a row of "everything absent" too, and so have the static values, without a spread. The residual is that
+    of the rows as they are stored, on the grid. Notes are those that a method tells of whole predictions.
     """
     count = len(sequences)
     contribution = {
         EVENTS: np.zeros(len(sequences.event_id)),
         STATIC: np.zeros(len(sequences.static_id)),
     }
+    spread = {name: np.full(len(parts), np.nan) for name, parts in contribution.items()}
     absent = {EVENTS: np.zeros(int(sequences.n_steps.sum())), STATIC: np.zeros(count)}
     tells_absence = False
     predicted, probability = np.full(count, "", dtype=object), np.zeros(count)
     of_class = target_named(target).classes[:1]
     score, baseline, nodes = np.zeros(count), np.zeros(count), np.zeros(count, dtype=np.int32)
+    unsummed = np.full(count, False)
+    notes: list[dict[str, float]] = [{} for _ in range(count)]
     for batch, found in attributed:
         for name, values in found.streams.items():
             contribution[name][batch.streams[name].at] = values.double().cpu().numpy()
+        for name, values in found.spread.items():
+            spread[name][batch.streams[name].at] = values.double().cpu().numpy()
+        for name, of_each in found.notes.items():
+            if of_each.ndim == 1:
+                for row, note in zip(batch.rows, of_each.tolist(), strict=True):
+                    notes[row][name] = note
         for name, parts in found.absent.items():
             tells_absence = True
             told = parts.double().cpu().numpy()
@@ -55,6 +64,7 @@ def attribution_tables(
         probability[batch.rows] = told[np.arange(len(told)), shown]
         baseline[batch.rows] = found.baseline_score.double().cpu().numpy()
         nodes[batch.rows] = found.n_evaluations.cpu().numpy()
+        unsummed[batch.rows] = found.residual.isnan().cpu().numpy()
 
     n_events, n_static = len(sequences.event_id), len(sequences.static_id)
     row = np.concatenate(
@@ -67,6 +77,7 @@ def attribution_tables(
     minutes = np.zeros(n_events + n_static, dtype=np.int32)
     minutes[dated] = sequences.event_minutes
     attribution = on_grid(np.concatenate([contribution[EVENTS], contribution[STATIC]]))
+    deviation = np.concatenate([spread[EVENTS], spread[STATIC]]).astype(np.float32)
 
     n_values = np.bincount(row, minlength=count)
     if tells_absence:
@@ -79,6 +90,7 @@ def attribution_tables(
         minutes = np.concatenate([minutes, sequences.step_minutes, np.zeros(count)]).astype(np.int32)
         dated = np.concatenate([dated, np.full(int(n_steps.sum()), True), np.full(count, False)])
         attribution = np.concatenate([attribution, on_grid(np.concatenate([absent[EVENTS], absent[STATIC]]))])
+        deviation = np.concatenate([deviation, np.full(len(row) - len(deviation), np.nan, dtype=np.float32)])
 
     order = np.lexsort((value, step, row, ids))
     static = ~dated[order]
@@ -91,6 +103,7 @@ def attribution_tables(
             "minutes": pa.array(minutes[order], mask=static),
             "numeric_value": pa.array(value[order], from_pandas=True),
             "attribution": attribution[order],
+            "spread": pa.array(deviation[order], from_pandas=True),
         }
     ).cast(ATTRIBUTIONS)
 
@@ -109,9 +122,10 @@ def attribution_tables(
             "score": score,
             "baseline_score": baseline,
             "probability": probability,
-            "completeness_residual": total - (score - baseline),
+            "completeness_residual": pa.array(total - (score - baseline), mask=unsummed),
             "source": table["source"],
             "n_nodes": nodes,
+            "notes": pa.array([list(told.items()) for told in notes], PREDICTIONS.field("notes").type),
             "n_steps": steps.astype(np.int32),
             "n_values": n_values.astype(np.int32),
             "history_minutes": table["history_minutes"],

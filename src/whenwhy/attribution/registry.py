@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from whenwhy.errors import UserError, unknown_name
 
@@ -26,6 +26,18 @@ LAWS = {
     "steps_complete": "a step's attributions sum to what its own prediction changes when its values become the baseline's",
     "symmetry": "feature values that play the same part get equal shares",
     "share": "an attribution lies between 0 and 1, and tells how much, not in which direction",
+}
+
+
+CONTRIBUTION: Final = "contribution"
+
+#: What the numbers of a method are; only contributions may be summed to a difference of scores.
+MEASURES = {
+    CONTRIBUTION: "what a value adds to the score",
+    "step_contribution": "what a value adds to the prediction made at its own step",
+    "steepness": "how fast the score moves with a value: not a contribution",
+    "share": "how much of a value the prediction needs: not a contribution",
+    "attention": "how much attention a value's step gets: not a contribution",
 }
 
 
@@ -76,6 +88,7 @@ class Method:
     Attributes:
         family: gradients, relevance, decomposition, perturbation, learned or attention.
         laws: names of LAWS that it keeps.
+        measures: what its numbers are, one of MEASURES.
         tells_absence: its contributions along the way tell what not having a feature value adds.
         needs_population: whether, with these options, it asks the question for the training patients.
         fit: what must run once, on a sample, before it can explain; None: nothing.
@@ -86,9 +99,15 @@ class Method:
     describes: str
     laws: frozenset[str]
     compute: Compute
+    measures: str = CONTRIBUTION
     tells_absence: bool = False
     needs_population: Callable[[Mapping[str, Any]], bool] = lambda options: False
     fit: Fit | None = None
+
+    @property
+    def sums_to_score(self) -> bool:
+        """Whether a prediction's numbers are meant to sum to its score minus the baseline's, exactly or about."""
+        return self.measures == CONTRIBUTION
 
     @property
     def options(self) -> dict[str, Any]:
@@ -136,18 +155,21 @@ def method(
     describes: str,
     laws: set[str],
     *,
+    measures: str = CONTRIBUTION,
     tells_absence: bool = False,
     needs_population: Callable[[Mapping[str, Any]], bool] = lambda options: False,
     fit: Fit | None = None,
 ) -> Callable[[Compute], Compute]:
     """Registers the decorated function under its own name, with the laws that it keeps."""
-    unknown = laws - set(LAWS)
-    assert not unknown, f"no such law: {unknown}"
+    unknown = (laws - set(LAWS)) | ({measures} - set(MEASURES))
+    assert not unknown, f"no such law or measure: {unknown}"
 
     def register(compute: Compute) -> Compute:
         name = compute.__name__
         laws_kept = frozenset(laws)
-        _METHODS[name] = Method(name, family, describes, laws_kept, compute, tells_absence, needs_population, fit)
+        _METHODS[name] = Method(
+            name, family, describes, laws_kept, compute, measures, tells_absence, needs_population, fit
+        )
         return compute
 
     return register

@@ -8,7 +8,14 @@ import torch
 
 from whenwhy.attribution.recurrences import unit_states
 from whenwhy.errors import UserError, unknown_name
-from whenwhy.models.sequence_model import Embedded, SequenceModel, classes_of, logits_of, step_logits_of
+from whenwhy.models.sequence_model import (
+    Embedded,
+    SequenceModel,
+    beside_zero,
+    classes_of,
+    logits_of,
+    step_logits_of,
+)
 
 LOGIT, PROBABILITY, LOG_ODDS, UNIT = "logit", "probability", "log_odds", "unit"
 TARGETS = {
@@ -69,8 +76,16 @@ class Target:
             states: torch.Tensor = model.own_states(before, own)  # type: ignore[attr-defined]
             return states[..., self.unit]
         score: torch.Tensor = model.own_step_scores(before, own)  # type: ignore[attr-defined]
-        logits = torch.stack([torch.zeros_like(score), score], dim=-1)  # [..., class]
-        return self._of_classes(logits.flatten(0, -2), classes_of(model)).view(score.shape)
+        return self.of_outputs(model, score.unsqueeze(-1))
+
+    def of_outputs(self, model: SequenceModel, outputs: torch.Tensor) -> torch.Tensor:
+        """The number of these outputs [..., output], or of what adds to each where the target is linear in them [...].
+
+        Raises:
+            UserError: the model has no such class.
+        """
+        logits = beside_zero(outputs.squeeze(-1)) if outputs.shape[-1] == 1 else outputs
+        return self._of_classes(logits.flatten(0, -2), classes_of(model)).view(outputs.shape[:-1])
 
     def _at_step(self, steps: torch.Tensor, lengths: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
         """The element at the asked step [patient, ...]; `without` for records without steps."""

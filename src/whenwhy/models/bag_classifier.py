@@ -15,6 +15,13 @@ from whenwhy.models.sequence_model import Embedded, embed_bags
 SPREAD = {EVENTS: 0.1, STATIC: 0.05}
 
 
+NO_ATTENTION = "The model has no attention: use a method that explains any model, such as integrated_gradients."
+NO_EFFECTS = (
+    "The model has no contributions of its own, as RETAIN has: use a method that explains any model, such as "
+    "integrated_gradients."
+)
+
+
 class Classifier(nn.Module):
     """A `StepwiseModel` that training can fit: one model, or several whose scores are averaged."""
 
@@ -55,6 +62,22 @@ class Classifier(nn.Module):
             UserError: the model has none that belong to the steps.
         """
         raise UserError("The model has no states that belong to the steps one by one: name a target other than unit.")
+
+    def attention_weights(self, embedded: Embedded, lengths: torch.Tensor) -> Embedded:
+        """How much attention each step gets, events [patient, step], and the state before the first, static [patient].
+
+        Raises:
+            UserError: the model has no attention.
+        """
+        raise UserError(NO_ATTENTION)
+
+    def effects(self, embedded: Embedded, lengths: torch.Tensor) -> Embedded:
+        """What one more in each place of the embeddings adds to each output where attention is held [*place, output].
+
+        Raises:
+            UserError: the outputs are no such sum.
+        """
+        raise UserError(NO_EFFECTS)
 
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
         """The logit of the positive class [patient]."""

@@ -26,11 +26,13 @@ def checkpoint_files(model: torch.nn.Module, description: Json) -> dict[str, byt
     return {WEIGHTS: save(tensors), DESCRIPTION: json.dumps(description, sort_keys=True, indent=2).encode()}
 
 
-def load_model(directory: StageDirectory, device: torch.device | str = "cpu") -> SequenceModel:
-    """The model that a directory ships, in evaluation mode.
+def load_model(directory: StageDirectory | Path | str, device: torch.device | str = "cpu") -> SequenceModel:
+    """The model that a directory of `whenwhy train` ships, in evaluation mode.
 
-    Example: `load_model(StageDirectory.open(Path("demo/model"), "train"))`
+    Example: `load_model("demo/model")`
     """
+    if not isinstance(directory, StageDirectory):
+        directory = StageDirectory.open(Path(directory), "train").require_complete()
     description = json.loads(directory.file(SHIPPED, DESCRIPTION).read_bytes())
     name = description["architecture"]
     if name not in ARCHITECTURES:

@@ -82,6 +82,26 @@ class Ensemble(Classifier):
         told = zip(self.members, self._shares(embedded), strict=True)
         return torch.cat([member.states(share, lengths) for member, share in told], dim=-1)
 
+    def attention_weights(self, embedded: Embedded, lengths: torch.Tensor) -> Embedded:
+        """The mean of the members' attention, events [patient, step], static [patient].
+
+        Raises:
+            UserError: the members have none.
+        """
+        told = zip(self.members, self._shares(embedded), strict=True)
+        each = [member.attention_weights(share, lengths) for member, share in told]
+        return {stream: torch.stack([of[stream] for of in each]).mean(0) for stream in each[0]}
+
+    def effects(self, embedded: Embedded, lengths: torch.Tensor) -> Embedded:
+        """The members' effects side by side, each on the mean [*place, output].
+
+        Raises:
+            UserError: the members' outputs are no such sums.
+        """
+        told = zip(self.members, self._shares(embedded), strict=True)
+        each = [member.effects(share, lengths) for member, share in told]
+        return {stream: torch.cat([of[stream] for of in each], dim=-2) / len(each) for stream in each[0]}
+
     @property
     def restarts(self) -> bool:
         """Whether all members do."""

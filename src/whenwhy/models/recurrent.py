@@ -155,6 +155,17 @@ class RecurrentClassifier(BagClassifier):
         """The last layer's states after each step [patient, step, width]; padding says nothing."""
         return self._states(embedded, lengths)[:, 1:]
 
+    def attention_weights(self, embedded: Embedded, lengths: torch.Tensor) -> Embedded:
+        """What each step's state weighs in the pooled one, events [patient, step], and the start's, static [patient].
+
+        Raises:
+            UserError: the states are pooled without attention.
+        """
+        if self.pooling not in ATTENTIONS:
+            return super().attention_weights(embedded, lengths)
+        weights = self._attention(self._states(embedded, lengths), lengths)
+        return {EVENTS: weights[:, 1:], STATIC: weights[:, 0]}
+
     @property
     def restarts(self) -> bool:
         """Whether it reads forwards alone, so that what it has read once need not be read again."""
@@ -227,13 +238,18 @@ class RecurrentClassifier(BagClassifier):
             return (states * true.unsqueeze(2)).sum(1) / (lengths + 1).unsqueeze(1)
         if self.pooling == "max":
             return states.masked_fill(~true.unsqueeze(2), -math.inf).amax(1)
+        attended: torch.Tensor = (self._attention(states, lengths).unsqueeze(1) @ states).squeeze(1)
+        return attended
+
+    def _attention(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """What each state weighs in the pooled one [patient, 1 + step]; they sum to 1, and padding's are 0."""
+        true = torch.arange(states.shape[1], device=lengths.device) <= lengths.unsqueeze(1)
         if self.pooling == "additive":
             energy = self.energy(states).squeeze(2)  # [patient, 1 + step]
         else:
             energy = (states @ self._last(states, lengths).unsqueeze(2)).squeeze(2) / math.sqrt(states.shape[2])
-        share = energy.masked_fill(~true, -math.inf).softmax(1)
-        attended: torch.Tensor = (share.unsqueeze(1) @ states).squeeze(1)
-        return attended
+        weights: torch.Tensor = energy.masked_fill(~true, -math.inf).softmax(1)
+        return weights
 
     def _pooled_prefixes(self, states: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """What `_pooled` would say of the record cut after each step [..., patient, step, width].

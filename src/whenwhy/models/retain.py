@@ -42,12 +42,20 @@ class Retain(BagClassifier):
         self.beta_head = nn.Linear(hidden, hidden)
         self.head = nn.Linear(2 * hidden, 1)
 
-    def attention(self, embedded: Embedded, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Alpha [patient, step], which sums to 1 over true steps and is 0 in padding, and beta [patient, step, hidden].
+    def attention_weights(self, embedded: Embedded, lengths: torch.Tensor) -> Embedded:
+        """Alpha, events [patient, step]: it sums to 1 over true steps and is 0 in padding; static [patient]: 0."""
+        alpha, _ = self._attention(embedded[EVENTS], lengths)
+        return {EVENTS: alpha, STATIC: torch.zeros_like(embedded[STATIC][:, 0])}
 
-        A step's contribution to the logit is exactly alpha_i times head.weight[0, :hidden] times (beta_i * v_i).
+    def effects(self, embedded: Embedded, lengths: torch.Tensor) -> Embedded:
+        """W (alpha_i beta_i), events [patient, step, hidden, output], and W itself, static [patient, hidden, output].
+
+        The outputs are the sum of these times the embeddings, and the bias (equation 5).
         """
-        return self._attention(embedded[EVENTS], lengths)
+        alpha, beta = self._attention(embedded[EVENTS], lengths)
+        of_events, of_static = self.head.weight.T.chunk(2)  # [hidden, output] each
+        events = (alpha.unsqueeze(2) * beta).unsqueeze(3) * of_events
+        return {EVENTS: events, STATIC: of_static.expand(len(lengths), -1, -1)}
 
     def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """The logit of the positive class [patient]."""

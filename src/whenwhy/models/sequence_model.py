@@ -84,7 +84,7 @@ def logits_of(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -
     if hasattr(model, "logits"):
         found: torch.Tensor = model.logits(embedded, lengths)
         return found
-    return _beside_zero(model.score(embedded, lengths))
+    return beside_zero(model.score(embedded, lengths))
 
 
 def step_logits_of(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
@@ -98,10 +98,11 @@ def step_logits_of(model: SequenceModel, embedded: Embedded, lengths: torch.Tens
         return found
     if not hasattr(model, "step_scores"):
         raise UserError("The model has no scores at the steps of a record: name a target without @STEP.")
-    return _beside_zero(model.step_scores(embedded, lengths))
+    return beside_zero(model.step_scores(embedded, lengths))
 
 
-def _beside_zero(score: torch.Tensor) -> torch.Tensor:
+def beside_zero(score: torch.Tensor) -> torch.Tensor:
+    """The outputs [..., class] of one logit [...], of which 0 stands for "false"."""
     return torch.stack([torch.zeros_like(score), score], dim=-1)
 
 

@@ -271,6 +271,11 @@ def measured_sentence(measurement: Json) -> str:
     return told + (f". The regression learned from a sample of {n:,} of {of:,} predictions" if n < of else "")
 
 
-def load_sequences(directory: StageDirectory) -> Sequences:
-    """All shards of a complete directory of sequences."""
+def load_sequences(directory: StageDirectory | Path | str) -> Sequences:
+    """All shards of a complete directory of `whenwhy prepare`, in memory.
+
+    Example: `load_sequences("demo/sequences").batch(np.arange(32))`
+    """
+    if not isinstance(directory, StageDirectory):
+        directory = StageDirectory.open(Path(directory), "prepare").require_complete()
     return Sequences(pa.concat_tables([directory.read(name, TABLE) for name in directory.shards]))

@@ -18,6 +18,16 @@ NO_INTERVAL = "no interval: fewer than 30 effective patients"
 TIME_UNITS = (("years", 8766), ("days", 24), ("hours", 1))
 
 SPLIT_WORDS = {HELD_OUT: "held-out patients", TUNING: "tuning patients", TRAIN: "training patients"}
+#: What a run measures, in words, and which of it has the unit of the target.
+QUANTITIES = {
+    "contribution": "contribution",
+    "step_contribution": "contribution to the step's own prediction",
+    "steepness": "steepness",
+    "share": "share needed",
+    "attention": "attention weight",
+}
+IN_UNITS = ("contribution", "step_contribution", "steepness")
+
 TARGET_UNITS = {"logit": "log-odds", "probability": "probability"}
 
 
@@ -188,14 +198,38 @@ def stratum_words(stratum: str) -> str:
     return f"{name.replace('_', ' ')}: {value}" if equals else stratum
 
 
-def target_unit(target: str) -> str:
-    """The unit of a contribution.
+def quantity(run: Mapping[str, Any]) -> str:
+    """What the numbers of a run are, by its row of the query `runs`.
 
     Example:
-        >>> target_unit("logit")
-        'log-odds'
+        >>> quantity({"measures": "contribution"}), quantity({"measures": "attention"})
+        ('contribution', 'attention weight')
     """
-    return TARGET_UNITS.get(target, target)
+    return QUANTITIES[run["measures"]]
+
+
+def unit_of(run: Mapping[str, Any]) -> str:
+    """The unit of a run's numbers, or what they are where they have none.
+
+    Example:
+        >>> unit_of({"measures": "contribution", "target": "logit"}), unit_of({"measures": "share", "target": "logit"})
+        ('log-odds', 'share needed')
+    """
+    unit = TARGET_UNITS.get(run["target"], str(run["target"]))
+    return unit if run["measures"] in IN_UNITS else quantity(run)
+
+
+def quantity_in_unit(run: Mapping[str, Any]) -> str:
+    """What the numbers of a run are, for captions; of those that are no contributions it says so.
+
+    Example:
+        >>> quantity_in_unit({"measures": "contribution", "target": "logit"})
+        'contribution, in log-odds'
+        >>> quantity_in_unit({"measures": "attention", "target": "logit"})
+        'attention weight, not a contribution'
+    """
+    told = f"{quantity(run)}, in {unit_of(run)}" if run["measures"] in IN_UNITS else quantity(run)
+    return told if "contribution" in told else f"{told}, not a contribution"
 
 
 def feature_words(code: str, description: str | None) -> str:

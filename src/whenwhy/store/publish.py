@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from whenwhy.attribution.attribute_shards import ABOUT, PREDICTION_ROWS, ROWS, residual_summary
+from whenwhy.attribution.registry import method_named
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
@@ -231,6 +232,7 @@ def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:
             {
                 "run_id": run.run_id,
                 "method": settings["method"],
+                "measures": method_named(settings["method"]).measures,
                 "baseline": settings["baseline"],
                 "target": settings["target"],
                 "outcome": about["outcome"],

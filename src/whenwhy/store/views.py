@@ -12,7 +12,7 @@ ATTRIBUTIONS_VIEW: Final = """
 create view attributions as
 select r.run_id, p.subject_id, p.prediction_time, p.target, r.step,
     p.prediction_time - to_minutes(r.minutes) as time, r.minutes / 60.0::double as hours_before,
-    r.feature_value_id, r.numeric_value, r.attribution
+    r.feature_value_id, r.numeric_value, r.attribution, r.spread
 from rows r join predictions p using (run_id, prediction_id)
 """
 

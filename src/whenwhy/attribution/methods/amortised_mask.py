@@ -208,6 +208,7 @@ def network_of(fitted: Mapping[str, torch.Tensor], question: Question) -> MaskNe
     "learned",
     "the masks of extremal_mask as one network predicts them, fitted once on a sample: one pass a record",
     laws={"zero_on_padding", "alone_equals_batched", "symmetry", "share"},
+    measures="share",
     fit=fit_amortised_mask,
 )
 def amortised_mask(

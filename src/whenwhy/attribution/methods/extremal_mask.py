@@ -17,6 +17,7 @@ from whenwhy.attribution.registry import Explanation, method
     "learned",
     "how much of each value its prediction needs, in [0, 1], by a mask learned for each record: for samples",
     laws={"zero_on_padding", "alone_equals_batched", "symmetry", "share"},
+    measures="share",
 )
 def extremal_mask(
     question: Question,

@@ -23,6 +23,7 @@ LADDER = (8, 16, 32, 64, 128)
     "gradients",
     "each step's values for the prediction made at that step, the whole prefix scaled: leaves out the past's share",
     laws={"zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
+    measures="step_contribution",
 )
 def prefix_integrated_gradients(question: Question) -> Explanation:
     """Of the integrated gradients of the record cut after each step t, with its static values, those of step t.

@@ -13,6 +13,7 @@ from whenwhy.attribution.registry import Explanation, method
     "gradients",
     "the size of the slope at the record itself, without sign or baseline: one pass, not complete",
     laws={"zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
+    measures="steepness",
 )
 def saliency(question: Question) -> Explanation:
     """|the derivative of the score with respect to the value's weight|, at the record.

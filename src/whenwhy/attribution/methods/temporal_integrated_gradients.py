@@ -23,6 +23,7 @@ LADDER = (8, 16, 32, 64, 128)
     "gradients",
     "each step's values for the prediction made at that step, the past as it was: complete step by step",
     laws={"steps_complete", "zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
+    measures="step_contribution",
 )
 def temporal_integrated_gradients(question: Question) -> Explanation:
     """Integrated gradients of the score of the record cut after step t, along a path that scales step t alone.

@@ -10,7 +10,7 @@ from typing import Any
 from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Asks
-from whenwhy.server.labels import capitalised, class_words, counted, split_words, stratum_words
+from whenwhy.server.labels import capitalised, class_words, counted, quantity_in_unit, split_words, stratum_words
 from whenwhy.server.state import State
 from whenwhy.server.view import text
 
@@ -53,6 +53,11 @@ class About:
         outcome = str(run["outcome"])
         facts = [
             f"<b>{html.escape(str(run['method']).replace('_', ' '))}</b>, baseline: {html.escape(str(run['baseline']))}",
+            *(
+                []
+                if run["measures"] == "contribution"
+                else [f"the numbers: <b>{html.escape(quantity_in_unit(run))}</b>"]
+            ),
             _auroc(run),
             f"version <b>{html.escape(self._version)}</b>",
         ]

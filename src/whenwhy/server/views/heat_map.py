@@ -22,10 +22,11 @@ from whenwhy.server.labels import (
     feature_words,
     interval,
     no_cells,
+    quantity_in_unit,
     signed,
     split_words,
     stratum_words,
-    target_unit,
+    unit_of,
     value_labels,
 )
 from whenwhy.server.state import State
@@ -132,7 +133,7 @@ class HeatMap:
         """Nothing; colours, axes and words follow."""
         run = self._choices.runs[data.state.run]
         self._heading.text = heading_of(data, self._choices)
-        unit = target_unit(str(run["target"]))
+        unit = unit_of(run)
         sentence = sentence_of(data, self._choices)
         self._plot.visible = not sentence
         self._legend.text = words(sentence) if sentence else LEGEND
@@ -144,7 +145,7 @@ class HeatMap:
         name = self._choices.offered[data.state.run].name_of(data.state.feature)
         self._plot.height = ABOVE + BELOW + show_values(self._plot, labels, data.values, name)
         self._frame.put(data.scale, room_for(labels))
-        self._table.text = "" if sentence else _table(data, labels, unit)
+        self._table.text = "" if sentence else _table(data, labels, run)
 
 
 LEGEND = (
@@ -256,7 +257,7 @@ def hidden_columns(data: Cells | None) -> Columns:
     }
 
 
-def _table(data: Cells, labels: list[str], unit: str) -> str:
+def _table(data: Cells, labels: list[str], run: Mapping[str, Any]) -> str:
     """The heat map's numbers: a row a range of values, a column a bin of time, the prediction at the right."""
     mean = {(cell["feature_value_id"], cell["time_bin"]): cell["mean_per_event"] for cell in data.cells}
     times = list(reversed(range(data.scale.n_bins)))
@@ -264,7 +265,7 @@ def _table(data: Cells, labels: list[str], unit: str) -> str:
         [label, *(signed(m) if (m := mean.get((v["feature_value_id"], t), math.nan)) == m else "" for t in times)]
         for label, v in zip(labels, data.values, strict=True)
     ]
-    caption = f"Mean contribution per event in {unit}; empty where no cell may be shown. {NOT_A_CAUSE.capitalize()}."
+    caption = f"Mean per event: {quantity_in_unit(run)}; empty where no cell may be shown. {NOT_A_CAUSE.capitalize()}."
     head = ["Value", *(data.scale.words(t) for t in times)]
     return in_details("The heat map as a table", table(caption, head, [[_escaped(c) for c in row] for row in rows]))
 

@@ -19,9 +19,11 @@ from whenwhy.server.labels import (
     feature_words,
     interval,
     no_cells,
+    quantity,
+    quantity_in_unit,
     shortened,
     signed,
-    target_unit,
+    unit_of,
 )
 from whenwhy.server.state import State
 from whenwhy.server.view import CHOSEN, MARK, Choose, Columns, chart, heading, table, text, tooltip, words
@@ -58,7 +60,7 @@ class Ranking:
                 [bars],
                 [
                     ("feature", "@name"),
-                    ("mean |contribution| per prediction", "@mean_words"),
+                    ("mean size per prediction", "@mean_words"),
                     ("mean per event", "@event_words"),
                     ("95 % interval", "@interval_words"),
                     ("patients", "@n_patients{0,0}"),
@@ -87,11 +89,11 @@ class Ranking:
     def put(self, data: Ranked) -> None:
         """Nothing; bars and table follow."""
         run = self._choices.runs[data.state.run]
-        unit = target_unit(str(run["target"]))
+        unit = unit_of(run)
         n = len(data.rows)
         none = capitalised(no_cells(data.state.min_patients)) + "."
         shown = f"the {n} that carry most" if n == TOP else counted(n, "feature")
-        ranked = "by mean absolute contribution per prediction; choose a bar"
+        ranked = f"by mean absolute {quantity(run)} per prediction; choose a bar"
         if any(row["mean_abs_per_prediction"] is None for row in data.rows):
             ranked = "without a rank: how many predictions there are may not be shown for this cohort"
         self._heading.text = heading("What carries the predictions", f"{shown} {ranked}") if n else words(none)
@@ -107,7 +109,7 @@ class Ranking:
             -row["rank"]: shortened(str(row["description"] or row["code"]), 22) for row in data.rows
         }
         self._plot.xaxis.axis_label = f"{unit} per prediction"
-        self._table.text = _table(data, unit) if n else words(none)
+        self._table.text = _table(data, run) if n else words(none)
 
 
 def _columns(rows: list[Mapping[str, Any]], chosen: str) -> Columns:
@@ -126,7 +128,7 @@ def _columns(rows: list[Mapping[str, Any]], chosen: str) -> Columns:
     }
 
 
-def _table(data: Ranked, unit: str) -> str:
+def _table(data: Ranked, run: Mapping[str, Any]) -> str:
     """The rows as HTML; a feature's name is a link to the page with that feature."""
     rows = []
     for row in data.rows:
@@ -144,8 +146,8 @@ def _table(data: Ranked, unit: str) -> str:
             ]
         )
     return table(
-        f"Features ranked by mean absolute contribution per prediction, in {unit}; intervals: 95 %, patients as units.",
-        ["Feature", "Patients", "Events", "Mean |contribution| per prediction", "Mean per event", "95 % interval"],
+        f"Features ranked by their mean absolute {quantity_in_unit(run)}, per prediction; intervals: 95 %, patients as units.",
+        ["Feature", "Patients", "Events", f"Mean |{quantity(run)}| per prediction", "Mean per event", "95 % interval"],
         rows,
         chosen=next((i for i, row in enumerate(data.rows) if row["code"] == data.state.feature), None),
     )

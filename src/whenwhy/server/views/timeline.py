@@ -12,7 +12,7 @@ from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Asks
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import interval, signed, target_unit
+from whenwhy.server.labels import interval, quantity_in_unit, signed, unit_of
 from whenwhy.server.state import State
 from whenwhy.server.time_scale import TimeFrame, TimeScale
 from whenwhy.server.view import MARK, Columns, heading, in_details, table, text, tooltip
@@ -91,7 +91,8 @@ class Timeline:
         self._plot.visible = bool(data.rows)
         self.source.data = columns(data)
         self.bands.data = band_columns(data.rows)
-        unit = target_unit(str(self._choices.runs[data.state.run]["target"]))
+        run = self._choices.runs[data.state.run]
+        unit = unit_of(run)
         low, high = around_zero(data.rows)
         self._plot.y_range.update(start=low, end=high)
         self._plot.yaxis.axis_label = f"{unit} per event"
@@ -102,7 +103,7 @@ class Timeline:
             f"When it mattered{found(data.summary)}",
             "band: 95 % interval, patients as units; hollow: fewer than 30 effective patients, no interval",
         )
-        self._table.text = _table(data, unit)
+        self._table.text = _table(data, run)
 
 
 def around_zero(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -157,7 +158,7 @@ def band_columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
     }
 
 
-def _table(data: Course, unit: str) -> str:
+def _table(data: Course, run: Mapping[str, Any]) -> str:
     rows = [
         [
             data.scale.words(row["time_bin"]),
@@ -175,7 +176,7 @@ def _table(data: Course, unit: str) -> str:
     return in_details(
         "The course as a table",
         table(
-            f"Mean contributions in {unit}; intervals: 95 %, patients as units.",
+            f"Mean {quantity_in_unit(run)}; intervals: 95 %, patients as units.",
             [*head, "Mean per prediction at risk", "95 % interval"],
             rows,
         ),

@@ -13,7 +13,7 @@ from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Asks
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import capitalised, interval, no_cells, signed, target_unit, value_labels
+from whenwhy.server.labels import capitalised, interval, no_cells, quantity_in_unit, signed, unit_of, value_labels
 from whenwhy.server.state import State
 from whenwhy.server.view import (
     HIDDEN_FILL,
@@ -112,7 +112,8 @@ class ValueEffect:
 
     def put(self, data: Effect) -> None:
         """Nothing; points and whiskers follow."""
-        unit = target_unit(str(self._choices.runs[data.state.run]["target"]))
+        run = self._choices.runs[data.state.run]
+        unit = unit_of(run)
         labels = value_labels(data.values, with_unit=False)
         self.source.data = columns(data)
         known = [row for row in data.rows if row["mean_per_event_low"] is not None]
@@ -144,7 +145,7 @@ class ValueEffect:
             "all time together; whiskers: 95 % interval, patients as units; hollow: fewer than 30 effective patients, "
             "no interval",
         )
-        self._table.text = _table(data, labels, unit) if data.rows else ""
+        self._table.text = _table(data, labels, run) if data.rows else ""
 
 
 def _places(data: Effect) -> dict[int, int]:
@@ -168,7 +169,7 @@ def columns(data: Effect | None) -> Columns:
     }
 
 
-def _table(data: Effect, labels: list[str], unit: str) -> str:
+def _table(data: Effect, labels: list[str], run: Mapping[str, Any]) -> str:
     label = dict(zip(_places(data), labels, strict=True))
     rows = [
         [
@@ -180,6 +181,6 @@ def _table(data: Effect, labels: list[str], unit: str) -> str:
         ]
         for row in data.rows
     ]
-    caption = f"Mean contributions per event in {unit}; intervals: 95 %, patients as units."
+    caption = f"Mean per event: {quantity_in_unit(run)}; intervals: 95 %, patients as units."
     head = ["Value", "Patients", "Events", "Mean per event", "95 % interval"]
     return in_details("The value effect as a table", table(caption, head, rows))
