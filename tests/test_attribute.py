@@ -218,7 +218,9 @@ def test_a_run_keeps_the_population_that_its_method_needs(
 
 
 def test_attention_goes_to_the_store_as_what_it_is(small_run: SmallRun, tmp_path: Path) -> None:
-    train(small_run.sequences, tmp_path / "model", TrainSettings(architecture="gru_attention", hidden=8, epochs=1), INLINE)
+    train(
+        small_run.sequences, tmp_path / "model", TrainSettings(architecture="gru_attention", hidden=8, epochs=1), INLINE
+    )
     settings = AttributeSettings(method="attention")
     stage = attribute_shards(small_run.sequences, tmp_path / "model", tmp_path / "attr", settings, INLINE)
     assert "not a contribution" in residual_sentence(stage)

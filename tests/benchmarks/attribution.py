@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from benchmarks import shapley, state
 from whenwhy.attribution import attribute
 from whenwhy.attribution.baselines import given_baseline
 from whenwhy.attribution.paths import mean_gradients
@@ -34,9 +35,6 @@ from whenwhy.schema import SEQUENCES
 #: Captum's own default of nodes, and what it is given until it meets the same residual.
 CAPTUM_NODES = 50
 MORE_NODES = (8, 16, 32, 64, 128, 256, 512)
-
-#: Figures of this benchmark that are measured elsewhere, or not yet.
-NOT_YET = ("amortised_speedup", "amortised_auprc_gap", "shapley_vs_timeshap")
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,8 @@ def measure(small: bool = False, folder: Path | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part in (beside_captum, memory_beside_captum, beside_torch, prefixes_at_once):
         found |= part(size)
-    return found | dict.fromkeys(NOT_YET) | {"threads": torch.get_num_threads(), "patients": size.patients}
+    found |= {"threads": torch.get_num_threads(), "patients": size.patients}
+    return found | shapley.measure(small) | state.measure(small)
 
 
 def has_captum() -> bool:
