@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
 import torch
 
 from whenwhy.attribution.baselines import RATES, Population, first_layer_rows
@@ -18,9 +20,13 @@ from whenwhy.attribution.registry import Method, registered_methods
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch
 from whenwhy.models.sequence_model import Embedded, SequenceModel
+from whenwhy.schema import FIRST_LAYER
 
 if TYPE_CHECKING:
     from whenwhy.attribution.attribute import Attributions
+
+#: Feature values whose rows of the first layer are asked for together.
+ROWS_AT_ONCE = 8192
 
 
 def require_absence_told(method: Method, baseline: str) -> None:
@@ -73,3 +79,24 @@ def absent_contributions(
         lacks = lacks.view_as(parts) & true.unsqueeze(2) if name == EVENTS else lacks
         told[name] = parts.masked_fill(~lacks, torch.nan)
     return told
+
+
+def first_layer_table(model: SequenceModel, population: Population) -> pa.Table:
+    """A table of `schema.FIRST_LAYER`: the rates, and the first layer's rows, of what training patients record."""
+    parts = [FIRST_LAYER.empty_table()]
+    for stream, rates in ((EVENTS, population.step_rates), (STATIC, population.static_rates)):
+        for ids in torch.nonzero(rates).squeeze(1).split(ROWS_AT_ONCE):
+            rows = first_layer_rows(model, stream, ids).float().cpu().numpy()
+            columns = [ids.int().cpu().numpy(), [stream] * len(ids), rates[ids].cpu().numpy(), vectors(rows)]
+            parts.append(pa.table(columns, names=FIRST_LAYER.names).cast(FIRST_LAYER))
+    return pa.concat_tables(parts)
+
+
+def vectors(rows: np.ndarray) -> pa.ListArray:
+    """An array [row, width] as a column of lists.
+
+    Example:
+        >>> vectors(np.array([[1.0, 2.0]])).to_pylist()
+        [[1.0, 2.0]]
+    """
+    return pa.ListArray.from_arrays(np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1], rows.ravel())
