@@ -388,7 +388,7 @@ def test_a_large_answer_leaves_the_version_as_it_is(copied: Path) -> None:
     ("query", "arguments", "said"),
     [
         ("top_featurs", {}, "no query 'top_featurs': did you mean 'top_features'?"),
-        ("zzz", {}, "no query 'zzz': choose one of class_comparison, "),
+        ("zzz", {}, "no query 'zzz': choose one of absence, class_comparison, "),
         ("top_features", {"clas": "true"}, "no argument 'clas' in query top_features: did you mean 'class'?"),
         ("feature_timeline", {}, "feature_timeline needs feature: add feature="),
         ("feature_timeline", {"feature": "labb"}, "no feature 'labb' .*did you mean 'lab'?"),

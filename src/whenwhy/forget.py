@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whenwhy.attribution.attribute_shards import FITTED, PREDICTION_ROWS, ROWS, residuals
+from whenwhy.attribution.attribute_shards import FITTED, GRADIENT_ROWS, PREDICTION_ROWS, ROWS, residuals
 from whenwhy.attribution.population import POPULATION, REFERENCES_TABLE
 from whenwhy.errors import UserError
 from whenwhy.events.parquet_files import parquet_files
@@ -188,6 +188,9 @@ def _forget_in_stage(stage: StageDirectory, names: Sequence[str], wanted: pa.Arr
             ids = table["prediction_id"].filter(gone)
             kept_rows = rows.filter(pc.invert(pc.is_in(rows["prediction_id"], ids)))
             files[ROWS] = kept_rows
+            if GRADIENT_ROWS in stage.entry(name).files:
+                gradients = stage.read(name, GRADIENT_ROWS)
+                files[GRADIENT_ROWS] = gradients.filter(pc.invert(pc.is_in(gradients["prediction_id"], ids)))
             residual = residuals(kept)
             summary |= {
                 "n_predictions": kept.num_rows,

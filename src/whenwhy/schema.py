@@ -81,6 +81,7 @@ FEATURE_VALUES: Final = pa.schema(
 )
 
 #: One row a recorded feature value of a prediction. step and minutes are null for static values.
+#: slope and step_minutes are there where a run tells absence, and null elsewhere.
 ATTRIBUTIONS: Final = pa.schema(
     [
         ("prediction_id", pa.int64()),
@@ -90,6 +91,29 @@ ATTRIBUTIONS: Final = pa.schema(
         ("numeric_value", pa.float32()),
         ("attribution", pa.float32()),
         ("spread", pa.float32()),  # its standard deviation over the draws of a method that draws; null: it does not
+        # What one more of the value would have added at its place; null where the step holds it once already.
+        ("slope", pa.float32()),
+        ("step_minutes", pa.int32()),  # from the value's step to the prediction, whose time an absent value shares
+    ]
+)
+
+#: One row a place (a step, or a prediction's static values) of a run that tells absence.
+GRADIENTS: Final = pa.schema(
+    [
+        ("prediction_id", pa.int64()),
+        ("step", pa.int32()),  # null: the static values
+        ("minutes", pa.int32()),  # from the step to the prediction
+        ("gradient", pa.list_(pa.float32())),  # of the place's embedding, on the grid; the path's mean
+    ]
+)
+
+#: One row a stream and feature value that training patients record in it, of a run that tells absence.
+FIRST_LAYER: Final = pa.schema(
+    [
+        ("feature_value_id", pa.int32()),
+        ("stream", pa.string()),  # events or static
+        ("rate", pa.float32()),  # mean weight in a step of a training record, or in a record
+        ("weights", pa.list_(pa.float32())),  # what one of the value adds to its place's embedding
     ]
 )
 
@@ -147,7 +171,8 @@ CELLS: Final = pa.schema(
         ("s_ssn", pa.float64()),
         ("s_snn", pa.float64()),
         ("s_nnn", pa.float64()),
-        ("sum_gradient", pa.float64()),  # null until a baseline needs it
+        # Of the slopes of its events, once a place; null unless the run tells absence.
+        ("sum_gradient", pa.float64()),
         ("histogram", pa.map_(pa.int8(), pa.int64())),  # stratum 'all' only: signed power of two -> events
     ]
 )
@@ -167,7 +192,32 @@ EXPOSURE: Final = pa.schema(
         ("n_predictions", pa.int64()),
         ("n_patients", pa.int64()),
         ("s_NN", pa.float64()),
-        ("sum_gradient_vector", pa.list_(pa.float64())),  # null until a baseline needs it
+        # Null unless the run tells absence; sum_static_gradient_vector also where there is a time bin.
+        ("n_places", pa.int64()),  # steps of the predictions, by the step's own time
+        ("sum_gradient_vector", pa.list_(pa.float64())),
+        ("sum_static_gradient_vector", pa.list_(pa.float64())),
+    ]
+)
+
+#: One row a feature value, time bin and cohort of a run that tells absence: sums over the places that record it.
+#: A bin is that of the step's own time, which an event within a wide step need not share.
+RECORDED_PLACES: Final = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("target", pa.string()),
+        ("split", pa.string()),
+        ("class", pa.string()),
+        ("stratum", pa.string()),
+        ("feature_value_id", pa.int32()),
+        ("stream", pa.string()),  # events or static
+        ("time_axis", pa.string()),
+        ("time_bin", pa.int32()),  # null: all time
+        ("low_hours", pa.float64()),
+        ("high_hours", pa.float64()),
+        ("n_places", pa.int64()),
+        ("n_patients", pa.int64()),
+        ("sum", pa.float64()),  # of contributions
+        ("sum_gradient", pa.float64()),  # of slopes
     ]
 )
 
@@ -196,7 +246,17 @@ RUNS: Final = pa.schema(
 
 
 #: Columns whose numbers hardly repeat: a dictionary of them would cost time and space.
-HARDLY_REPEATING: Final = ("step_minutes", "event_minutes", "minutes", "prediction_id", "attribution", "spread")
+HARDLY_REPEATING: Final = (
+    "step_minutes",
+    "event_minutes",
+    "minutes",
+    "prediction_id",
+    "attribution",
+    "spread",
+    "slope",
+    "gradient",
+    "weights",
+)
 
 
 def with_dictionary(schema: pa.Schema) -> list[str]:

@@ -35,10 +35,13 @@ class RunReplica:
         self.vocabulary = {row["feature_value_id"]: row for row in stage.read("about", "feature_values").to_pylist()}
         self.predictions: dict[int, Row] = {}
         self.rows: list[Row] = []
+        self.places: list[Row] = []  # of a run that tells absence: a step's, or the static values', gradient
         for shard in stage.shards:
             for row in stage.read(shard, "predictions").to_pylist():
                 self.predictions[row["prediction_id"]] = row
             self.rows += stage.read(shard, "attributions").to_pylist()
+            if "gradients" in stage.entry(shard).files:
+                self.places += stage.read(shard, "gradients").to_pylist()
 
     def bounds(self, time_bin: int | None) -> tuple[float | None, float | None]:
         """low_hours and high_hours: the last bin is open, all time has none."""
@@ -69,20 +72,47 @@ class RunReplica:
 
     def exposure(self) -> dict[ExposureKey, Row]:
         """Every row of the exposure table."""
+        places = self.summed_places()
         return {
             key: {
                 **self._told(key[-1]),
                 "n_predictions": sum(patients.values()),
                 "n_patients": len(patients),
                 "s_NN": float(sum(n * n for n in patients.values())),
-                "sum_gradient_vector": None,
+                **places(key),
             }
             for key, patients in self.at_risk().items()
         }
 
+    def summed_places(self) -> Callable[[ExposureKey], Row]:
+        """A cohort's number of steps in a bin, and its sums of gradients, one number of one place at a time."""
+        width = len(self.places[0]["gradient"]) if self.places else 0
+        count: dict[tuple, int] = defaultdict(int)
+        total: dict[tuple, list[int]] = defaultdict(lambda: [0] * width)
+        for place in self.places:
+            dated = place["step"] is not None
+            for cohort in cohorts(self.predictions[place["prediction_id"]]):
+                for time_bin in (None, self.bin_of(place["minutes"])) if dated else (None,):
+                    key = dated, *cohort, time_bin
+                    count[key] += 1
+                    for at, number in enumerate(place["gradient"]):
+                        assert number * UNIT == int(number * UNIT), "gradients lie on the grid"
+                        total[key][at] += int(number * UNIT)
+
+        def told(key: ExposureKey) -> Row:
+            vectors = [[units / UNIT for units in total[dated, *key]] for dated in (True, False)]
+            return {
+                "n_places": count[True, *key] if width else None,
+                "sum_gradient_vector": vectors[0] if width else None,
+                "sum_static_gradient_vector": vectors[1] if width and key[-1] is None else None,
+            }
+
+        return told
+
     def cells(self) -> dict[CellKey, Row]:
         """Every row of the cells table."""
         units: dict[CellKey, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        slopes: dict[CellKey, list[int]] = defaultdict(list)
         for row in self.rows:
             prediction = self.predictions[row["prediction_id"]]
             patient = prediction["subject_id"]
@@ -92,9 +122,16 @@ class RunReplica:
             for feature in self._features(row["feature_value_id"]):
                 for target, split, label, stratum in cohorts(prediction):
                     for time_bin in times:
-                        units[target, split, label, stratum, *feature, time_bin][patient].append(int(contribution))
+                        key = target, split, label, stratum, *feature, time_bin
+                        units[key][patient].append(int(contribution))
+                        if row["slope"] is not None:
+                            slopes[key].append(int(row["slope"] * UNIT))
         at_risk = self.at_risk()
-        return {key: self._cell(key, patients, at_risk) for key, patients in units.items()}
+        return {
+            key: self._cell(key, patients, at_risk)
+            | {"sum_gradient": sum(slopes[key]) / UNIT if key in slopes else None}
+            for key, patients in units.items()
+        }
 
     def _features(self, feature_value_id: int) -> Iterator[tuple[str, int | None, str]]:
         """The value itself, its code, and each of its code's groups."""
@@ -130,7 +167,6 @@ class RunReplica:
             "s_ssn": total(lambda s, n, at: s * s * n, 2),
             "s_snn": total(lambda s, n, at: s * n * n, 1),
             "s_nnn": total(lambda s, n, at: n**3),
-            "sum_gradient": None,
             "histogram": sorted(histogram.items()) if key[3] == ALL else None,
         }
 
@@ -158,6 +194,7 @@ def remade(
     *,
     rows: Callable[[pa.Table], pa.Table] = lambda table: table,
     predictions: Callable[[pa.Table], pa.Table] = lambda table: table,
+    gradients: Callable[[pa.Table], pa.Table] = lambda table: table,
     vocabulary: Callable[[pa.Table], pa.Table] = lambda table: table,
     about: Row | None = None,
     shards: Callable[[list[str]], list[str]] = lambda names: names,
@@ -179,11 +216,11 @@ def remade(
         {"feature_values": vocabulary(old.read("about", "feature_values"))},
         old.entry("about").summary | (about or {}),
     )
+    for beside in old.manifest["besides"][1:]:
+        new.publish(beside, {file: old.read(beside, file) for file in old.entry(beside).files})
+    changes = {"attributions": rows, "predictions": predictions, "gradients": gradients}
     for shard in new.shards:
-        tables = {
-            "attributions": rows(old.read(shard, "attributions")),
-            "predictions": predictions(old.read(shard, "predictions")),
-        }
+        tables = {file: changes[file](old.read(shard, file)) for file in old.entry(shard).files}
         summary = {"n_predictions": tables["predictions"].num_rows, "n_rows": tables["attributions"].num_rows}
         new.publish(shard, tables, old.entry(shard).summary | summary)
     return folder

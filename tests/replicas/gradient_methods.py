@@ -106,3 +106,13 @@ def prefix_integrated_gradients(score: Score, record: Record, baseline: Record, 
             slope = gradients(score, between(begin, own, (place + 1) / 2))[0][step]
             found[step] += (events[step] - baseline[0][step]) * slope * share / 2
     return found
+
+
+def integrated_gradients(score: Score, record: Record, baseline: Record, nodes: int) -> Record:
+    """Of every feature value of every step, recorded or not, and of the static ones."""
+    events, static = torch.zeros_like(record[0]), torch.zeros_like(record[1])
+    for place, share in zip(*np.polynomial.legendre.leggauss(nodes), strict=True):
+        slope = gradients(score, between(baseline, record, (place + 1) / 2))
+        events += (record[0] - baseline[0]) * slope[0] * share / 2
+        static += (record[1] - baseline[1]) * slope[1] * share / 2
+    return events, static

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from whenwhy.attribution.absence import require_absence_told
 from whenwhy.attribution.baselines import BASELINES, Population, given_baseline
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Fitted, Method, method_named
@@ -37,6 +38,9 @@ class Attributions:
         measures: what the numbers are, one of `registry.MEASURES`; not all are contributions.
         spread: as `streams`, the standard deviation that each has over the draws of methods that draw; empty for others.
         notes: [patient] or [patient, step] each, what the method tells beside, by name.
+        gradients: where absence was asked for, the gradient of each place that all contributions are the way times,
+            events [patient, step, ...], static [patient, ...]; empty elsewhere. See `absent_contributions`.
+        slopes: as `streams`, what one more of each value adds along these gradients; empty elsewhere.
     """
 
     streams: dict[str, torch.Tensor]
@@ -50,6 +54,8 @@ class Attributions:
     absent: Embedded = field(default_factory=dict)
     spread: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradients: Embedded = field(default_factory=dict)
+    slopes: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def attribute(
@@ -64,6 +70,7 @@ def attribute(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     fitted: Fitted | None = None,
+    absence: bool = False,
 ) -> Attributions:
     """The contribution of every recorded feature value to the score of its prediction.
 
@@ -78,9 +85,12 @@ def attribute(
         seed: of methods and baselines that draw; a prediction's draws are its own, in any batch.
         options: of the method, by name.
         fitted: of a method that must be fitted first, what `fit_method` found.
+        absence: keep what tells, feature value by feature value, what not having it adds: of methods that tell
+            absence, against the baseline "rates".
 
     Raises:
-        UserError: no such method, baseline, target or option; a method that was not fitted; scores that are not finite.
+        UserError: no such method, baseline, target or option; a method that was not fitted; scores that are not finite;
+            absence of a method or a baseline that cannot tell it.
 
     Example:
         >>> import numpy as np, pyarrow as pa
@@ -97,6 +107,8 @@ def attribute(
     """
     chosen = method_named(method)
     asked = chosen.with_options(options or {})
+    if absence:
+        require_absence_told(chosen, baseline)
     require_fitted(chosen, fitted)
     question = question_of(
         model,
@@ -125,6 +137,8 @@ def attribute(
         found.contributions.absent,
         found.spread.values if found.spread else {},
         found.notes,
+        found.gradients if absence else {},
+        question.slopes(found.gradients) if absence else {},
     )
 
 
@@ -144,8 +158,8 @@ def question_of(
         target = target_named(target)
     if baseline not in BASELINES:
         raise unknown_name("baseline", baseline, BASELINES)
-    batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
     given = given_baseline(baseline, model, batch, population, seed)
+    batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
     tensors = fitted.tensors if fitted else None
     return Question(model, batch, given, target, tolerance, seed, baseline, population, tensors)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from whenwhy import __version__
+from whenwhy.attribution.absence import first_layer_table, require_absence_told
 from whenwhy.attribution.attribute import TOLERANCE, attribute, fit_method
 from whenwhy.attribution.attribution_table import attribution_tables
 from whenwhy.attribution.baselines import BASELINES, EMPTY
@@ -34,6 +35,9 @@ from whenwhy.shards import Json, StageDirectory
 
 ROWS, PREDICTION_ROWS = "attributions", "predictions"
 
+#: A shard's file of gradients, and the entry with the first layer's rows and rates, of a run that tells absence.
+GRADIENT_ROWS, FIRST_LAYER_ROWS = "gradients", "first_layer"
+
 #: The entry of a method that must be fitted first: its tensors, and what is told of the fit.
 FITTED, FITTED_TENSORS = "fitted", "fitted.safetensors"
 
@@ -52,6 +56,8 @@ class AttributeSettings:
         tolerance: of completeness, in score units.
         options: of the method; those that are not named have their defaults.
         seed: of methods and baselines that draw.
+        absence: keep what tells, feature value by feature value, what not having it adds: the gradient of every step,
+            4 bytes times the embeddings' width before compression.
         batch_patients, batch_steps: the most sequences, and padded steps, that share a batch.
     """
 
@@ -61,6 +67,7 @@ class AttributeSettings:
     tolerance: float = TOLERANCE
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    absence: bool = False
     batch_patients: int = 256
     batch_steps: int = 4096
 
@@ -83,7 +90,8 @@ def attribute_shards(
         model: the directory that `whenwhy train` wrote, or a model that was trained elsewhere.
 
     Raises:
-        UserError: unknown names, unfinished inputs, a model of another vocabulary, or one that cannot be adapted.
+        UserError: unknown names, unfinished inputs, a model of another vocabulary, or one that cannot be adapted;
+            absence of a method or a baseline that cannot tell it.
 
     Example: `attribute_shards(Path("seq"), Path("model"), Path("attr"), AttributeSettings())`
     """
@@ -95,6 +103,8 @@ def attribute_shards(
         raise unknown_name("baseline", settings.baseline, BASELINES)
     if not settings.tolerance > 0 or settings.batch_patients < 1 or settings.batch_steps < 1:
         raise UserError("attribute needs a tolerance above 0 and batches of at least one sequence and step.")
+    if settings.absence:
+        require_absence_told(method, settings.baseline)
     sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
     about: Json = {"outcome": sequences.settings["outcome"], "vocabulary_sha256": vocabulary_sha256(sequences)}
     if isinstance(model, ForeignSource):
@@ -112,7 +122,12 @@ def attribute_shards(
         settings=asdict(settings),
         inputs={"sequences": sequences.as_growing_input(), "model": as_input},
         shards=sequences.manifest["shards"],
-        besides=[ABOUT, *([POPULATION] if settings.needs_population else []), *([FITTED] if method.fit else [])],
+        besides=[
+            ABOUT,
+            *([POPULATION] if settings.needs_population else []),
+            *([FITTED] if method.fit else []),
+            *([FIRST_LAYER_ROWS] if settings.absence else []),
+        ],
         code_version=__version__,
     )
     for generation in sequences.generations[len(stage.generations) :]:
@@ -125,7 +140,10 @@ def attribute_shards(
     if method.fit and not stage.has(FITTED):
         fitted = _fitted(sequences, model, stage)
         stage.publish(FITTED, {FITTED_TENSORS: save(dict(fitted.tensors))}, dict(fitted.summary))
-    missing = [name for name in stage.missing() if name not in (ABOUT, POPULATION, FITTED)]
+    if settings.absence and not stage.has(FIRST_LAYER_ROWS):
+        table = first_layer_table(_loaded(model, sequences, torch.device("cpu")), read_population(stage))
+        stage.publish(FIRST_LAYER_ROWS, {FIRST_LAYER_ROWS: table})
+    missing = [name for name in stage.missing() if name in stage.shards]
     task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
     finished = len(stage.shards) - len(missing)
     run(task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
@@ -175,11 +193,14 @@ class AttributeShard:
                         seed=asked.seed,
                         options=asked.options,
                         fitted=fitted,
+                        absence=asked.absence,
                     ),
                 )
                 for batch in batches
             )
-            rows, predictions = attribution_tables(sequences, first_prediction_id(key), asked.target, attributed)
+            rows, predictions, gradients = attribution_tables(
+                sequences, first_prediction_id(key), asked.target, attributed
+            )
             residual = residuals(predictions)
             summary = {
                 "n_predictions": predictions.num_rows,
@@ -187,7 +208,8 @@ class AttributeShard:
                 "residual_maximum": float(residual.max(initial=0.0)),
                 "n_over_tolerance": int((residual > asked.tolerance).sum()),
             }
-            stage.publish(key, {ROWS: rows, PREDICTION_ROWS: predictions}, summary)
+            files = {ROWS: rows, PREDICTION_ROWS: predictions}
+            stage.publish(key, files if gradients is None else files | {GRADIENT_ROWS: gradients}, summary)
             return int(rows.num_rows)
 
         return one_shard

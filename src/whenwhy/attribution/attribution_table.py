@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from whenwhy.attribution.absence import vectors
 from whenwhy.attribution.attribute import Attributions
 from whenwhy.attribution.targets import target_named
 from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch, Sequences
-from whenwhy.schema import ATTRIBUTIONS, EVERYTHING_ABSENT, PREDICTIONS, on_grid
+from whenwhy.schema import ATTRIBUTIONS, EVERYTHING_ABSENT, GRADIENTS, PREDICTIONS, on_grid
 
 
 def attribution_tables(
     sequences: Sequences, first_id: int, target: str, attributed: Iterable[tuple[SequenceBatch, Attributions]]
-) -> tuple[pa.Table, pa.Table]:
+) -> tuple[pa.Table, pa.Table, pa.Table | None]:
     """Tables of `schema.ATTRIBUTIONS`, sorted by feature value, and of `schema.PREDICTIONS`, one row a sequence.
+
+    The third is of `schema.GRADIENTS`, one row a place in the order of the sequences; None unless absence is told.
 
     `probability` is that of the class that the target names, else of the positive one, else of the predicted one.
     A prediction's id is its row in the shard, counted from `first_id`. Where the baselines record something, each
@@ -30,7 +34,9 @@ def attribution_tables(
     }
     spread = {name: np.full(len(parts), np.nan) for name, parts in contribution.items()}
     absent = {EVENTS: np.zeros(int(sequences.n_steps.sum())), STATIC: np.zeros(count)}
-    tells_absence = False
+    against_something = False  # the baselines record something
+    slope = {name: np.zeros_like(parts) for name, parts in contribution.items()}
+    gradients: dict[str, np.ndarray] = {}  # [place, width] a stream
     predicted, probability = np.full(count, "", dtype=object), np.zeros(count)
     of_class = target_named(target).classes[:1]
     score, baseline, nodes = np.zeros(count), np.zeros(count), np.zeros(count, dtype=np.int32)
@@ -45,16 +51,22 @@ def attribution_tables(
             if of_each.ndim == 1:
                 for row, note in zip(batch.rows, of_each.tolist(), strict=True):
                     notes[row][name] = note
+        for name, values in found.slopes.items():
+            slope[name][batch.streams[name].at] = values.double().cpu().numpy()
+        lengths = sequences.n_steps[batch.rows]
+        patient = np.repeat(np.arange(len(batch)), lengths)
+        step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        # Where the places of the batch lie among those of the shard, and in its tensors.
+        place = {EVENTS: sequences.step_offsets[batch.rows][patient] + step, STATIC: batch.rows}
+        within: dict[str, Any] = {EVENTS: (patient, step), STATIC: slice(None)}
         for name, parts in found.absent.items():
-            tells_absence = True
-            told = parts.double().cpu().numpy()
-            if name == STATIC:
-                absent[STATIC][batch.rows] = told
-            else:
-                lengths = sequences.n_steps[batch.rows]
-                patient = np.repeat(np.arange(len(batch)), lengths)
-                step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                absent[EVENTS][sequences.step_offsets[batch.rows][patient] + step] = told[patient, step]
+            against_something = True
+            absent[name][place[name]] = parts.double().cpu().numpy()[within[name]]
+        for name, parts in found.gradients.items():
+            told = parts.flatten(2 if name == EVENTS else 1).double().cpu().numpy()[within[name]]
+            if name not in gradients:
+                gradients[name] = np.zeros((len(absent[name]), told.shape[1]), dtype=np.float32)
+            gradients[name][place[name]] = on_grid(told)
         score[batch.rows] = found.score.double().cpu().numpy()
         told = found.probabilities.cpu().numpy()
         # Ties go to the class that is named later: a probability of one half predicts the positive class.
@@ -80,7 +92,7 @@ def attribution_tables(
     deviation = np.concatenate([spread[EVENTS], spread[STATIC]]).astype(np.float32)
 
     n_values = np.bincount(row, minlength=count)
-    if tells_absence:
+    if against_something:
         n_steps = sequences.n_steps
         row = np.concatenate([row, np.repeat(np.arange(count), n_steps), np.arange(count)])
         ids = np.concatenate([ids, np.full(len(row) - len(ids), EVERYTHING_ABSENT, dtype=np.int32)])
@@ -94,6 +106,12 @@ def attribution_tables(
 
     order = np.lexsort((value, step, row, ids))
     static = ~dated[order]
+    of_place = np.zeros(len(order), dtype=np.float32)
+    if gradients:
+        of_place[: n_events + n_static] = on_grid(np.concatenate([slope[EVENTS], slope[STATIC]]))
+        first = _first_of_place(ids[order], row[order], step[order], static)
+        step_minutes = np.zeros(len(order), dtype=np.int32)
+        step_minutes[dated] = sequences.step_minutes[sequences.step_offsets[row[dated]] + step[dated]]
     prediction_id = np.int64(first_id) + np.arange(count)
     rows = pa.table(
         {
@@ -104,6 +122,8 @@ def attribution_tables(
             "numeric_value": pa.array(value[order], from_pandas=True),
             "attribution": attribution[order],
             "spread": pa.array(deviation[order], from_pandas=True),
+            "slope": pa.array(of_place[order], mask=~first) if gradients else pa.nulls(len(order)),
+            "step_minutes": pa.array(step_minutes[order], mask=static) if gradients else pa.nulls(len(order)),
         }
     ).cast(ATTRIBUTIONS)
 
@@ -133,4 +153,27 @@ def attribution_tables(
             "strata": table["strata"],
         }
     ).cast(PREDICTIONS)
-    return rows, predictions
+    return rows, predictions, _gradient_table(sequences, prediction_id, gradients) if gradients else None
+
+
+def _first_of_place(ids: np.ndarray, row: np.ndarray, step: np.ndarray, static: np.ndarray) -> np.ndarray:
+    """Which rows are the first that their place has of a feature value, of all but "everything absent" [row] bool."""
+    new = np.ones(len(ids), dtype=bool)  # rows come in this order
+    new[1:] = (np.diff(ids) != 0) | (np.diff(row) != 0) | (np.diff(step) != 0)
+    _, first = np.unique(2 * np.cumsum(new) + static, return_index=True)
+    found = np.zeros(len(ids), dtype=bool)
+    found[first] = True
+    found[ids == EVERYTHING_ABSENT] = False
+    return found
+
+
+def _gradient_table(sequences: Sequences, prediction_id: np.ndarray, gradients: dict[str, np.ndarray]) -> pa.Table:
+    """The table of `schema.GRADIENTS`: all steps, then all static values."""
+    n_steps, count = sequences.n_steps, len(sequences)
+    of_step = np.arange(n_steps.sum()) - np.repeat(np.cumsum(n_steps) - n_steps, n_steps)
+    none = pa.nulls(count, pa.int32())
+    columns = {
+        EVENTS: [np.repeat(prediction_id, n_steps), of_step, sequences.step_minutes, vectors(gradients[EVENTS])],
+        STATIC: [prediction_id, none, none, vectors(gradients[STATIC])],
+    }
+    return pa.concat_tables([pa.table(of, names=GRADIENTS.names).cast(GRADIENTS) for of in columns.values()])

@@ -256,6 +256,12 @@ def one_value_each(stream: str, ids: torch.Tensor) -> SequenceBatch:
     )
 
 
+def first_layer_rows(model: SequenceModel, stream: str, ids: torch.Tensor) -> torch.Tensor:
+    """What one of each feature value adds to its place's embedding in this stream, without gradient [id, width]."""
+    with torch.no_grad():
+        return model.embed(one_value_each(stream, ids))[stream].flatten(1)
+
+
 def population_of(
     batches: Iterable[SequenceBatch], size: int, code: np.ndarray, references: SequenceBatch | None = None
 ) -> Population:

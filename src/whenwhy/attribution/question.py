@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from whenwhy.attribution.baselines import EMPTY, REFERENCE, Given, Population, given_baseline, one_value_each
+from whenwhy.attribution.baselines import EMPTY, REFERENCE, Given, Population, first_layer_rows, given_baseline
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.signals import Rule, plain, signal
@@ -334,8 +334,7 @@ class Question:
         found: dict[str, torch.Tensor] = {}
         for name in self.batch.streams:
             for ids in torch.arange(EVERYTHING_ABSENT + 1, size, device=device).split(TABLE_ROWS_AT_ONCE):
-                with torch.no_grad():
-                    rows = self.model.embed(one_value_each(name, ids))[name].flatten(1).double()  # [value, width]
+                rows = first_layer_rows(self.model, name, ids).double()  # [value, width]
                 found[name] = found.get(name, 0) + rows.T @ rows
         return found
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from whenwhy.attribution.question import Contributions
+    from whenwhy.models.sequence_model import Embedded
 
 #: What a method may promise; `tests/method_laws/` has one test for each.
 LAWS = {
@@ -52,6 +53,8 @@ class Explanation:
             standard error.
         notes: [patient] or [patient, step] each, what the method tells beside, by name.
         baseline_score: [patient], of methods that draw baselines of their own; None: the question's.
+        gradients: of methods that tell absence, the one gradient a place that all its contributions are the way
+            times, shaped as the embeddings; empty for others.
     """
 
     contributions: Contributions
@@ -59,6 +62,7 @@ class Explanation:
     spread: Contributions | None = None
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
     baseline_score: torch.Tensor | None = None
+    gradients: Embedded = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class Method:
         family: gradients, relevance, decomposition, perturbation, learned or attention.
         laws: names of LAWS that it keeps.
         measures: what its numbers are, one of MEASURES.
-        tells_absence: its contributions along the way tell what not having a feature value adds.
+        tells_absence: a contribution is the way times one gradient a place, which it gives: so it tells what not
+            having a feature value adds.
         needs_population: whether, with these options, it asks the question for the training patients.
         fit: what must run once, on a sample, before it can explain; None: nothing.
     """

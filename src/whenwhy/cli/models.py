@@ -125,6 +125,12 @@ def attribute_command(
     ] = "logit",
     tolerance: Annotated[float, typer.Option(help="Of completeness, in score units.")] = 1e-4,
     seed: Annotated[int, typer.Option(help="Of methods and baselines that draw.")] = 0,
+    absence: Annotated[
+        bool,
+        typer.Option(
+            "--absence", help="Keep also what not having each feature value adds; needs --baseline rates, and space."
+        ),
+    ] = False,
     weights: Annotated[
         Path | None, typer.Option(help="Your network's weights: .safetensors, or .pt, .pth, .ckpt, .bin.")
     ] = None,
@@ -153,7 +159,7 @@ def attribute_command(
     )
     from whenwhy.models.foreign.named import ForeignSource, proof_sentence
 
-    settings = AttributeSettings(method, baseline, target, tolerance, _named_options(option or []), seed)
+    settings = AttributeSettings(method, baseline, target, tolerance, _named_options(option or []), seed, absence)
     foreign = ForeignSource(model, weights, arguments, output, static_in, vocabulary, trust)
     own = Path(model).exists() or ":" not in model
     if own and foreign != ForeignSource(model):

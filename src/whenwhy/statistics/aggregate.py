@@ -19,16 +19,17 @@ import pyarrow.parquet as pq
 from dask.callbacks import Callback
 
 from whenwhy import __version__
-from whenwhy.attribution.attribute_shards import ABOUT, PREDICTION_ROWS, ROWS
+from whenwhy.attribution.attribute_shards import ABOUT, GRADIENT_ROWS, PREDICTION_ROWS, ROWS
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.events.out_of_core import connect
 from whenwhy.events.sequence_directory import VOCABULARY
 from whenwhy.shards import Json, StageDirectory, run_id_of
 from whenwhy.statistics.cells import cells_table, define_at_risk, define_predictions, exposure_table
+from whenwhy.statistics.places import recorded_places_table, with_places
 from whenwhy.statistics.time_axis import TimeAxis, readable_axis
 
-CELL_ROWS, EXPOSURE_ROWS, FEATURES = "cells", "exposure", "features"
+CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS = "cells", "exposure", "recorded_places"
 
 #: Rows of attributions a task takes, about. Part of the result's layout, so no option: the same input
 #: gives the same files whatever the number of workers.
@@ -107,8 +108,8 @@ def vocabulary_of(runs: Sequence[StageDirectory]) -> pa.Table:
 
 
 def attribution_files(run: StageDirectory, name: str) -> list[Path]:
-    """A run's files of rows or of predictions, checksums verified."""
-    return [run.file(shard, name) for shard in run.shards]
+    """A run's files of rows, predictions or gradients, checksums verified."""
+    return [run.file(shard, name) for shard in run.shards if name in run.entry(shard).files]
 
 
 def _history_minutes(runs: Sequence[StageDirectory]) -> np.ndarray:
@@ -157,10 +158,17 @@ def _finish(
     with connect(memory_limit, Path(scratch), threads=1) as db:  # Dask brings the others
         define_predictions(db, attribution_files(run, PREDICTION_ROWS), axis)
         define_at_risk(db, axis)
+        absence, rows = run.settings.get("absence", False), attribution_files(run, ROWS)
         if features is None:
-            kind, table = EXPOSURE_ROWS, exposure_table(db, run.run_id, axis)
+            table = exposure_table(db, run.run_id, axis)
+            if absence:
+                table = with_places(db, attribution_files(run, GRADIENT_ROWS), table, axis)
+            files = {EXPOSURE_ROWS: table}
         else:
             level = name.split("-")[1]
-            kind, table = CELL_ROWS, cells_table(db, attribution_files(run, ROWS), features, level, run.run_id, axis)
-    stage.publish(name, {kind: table})
+            table = cells_table(db, rows, features, level, run.run_id, axis)
+            files = {CELL_ROWS: table}
+            if absence and level == "code":
+                files[PLACE_ROWS] = recorded_places_table(db, rows, features, run.run_id, axis)
+    stage.publish(name, files)
     return name, table.num_rows

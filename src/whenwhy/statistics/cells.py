@@ -71,7 +71,7 @@ def exposure_table(db: duckdb.DuckDBPyConnection, run_id: str, axis: TimeAxis) -
         from long where n > 0
         group by all order by target, split, class, stratum, time_bin nulls last"""
     ).to_arrow_table()
-    return _completed(table, EXPOSURE, run_id, axis)
+    return completed(table, EXPOSURE, run_id, axis)
 
 
 def cells_table(
@@ -89,7 +89,8 @@ def cells_table(
         f"""create or replace temp table entries as
         select p.target, p.split, p.class, p.subject_id, p.strata, f.code, a.feature_value_id,
             {time_bin_of("a.minutes", axis)} as time_bin,
-            (a.attribution::double * {ATTRIBUTION_UNITS})::bigint as units
+            (a.attribution::double * {ATTRIBUTION_UNITS})::bigint as units,
+            (a.slope::double * {ATTRIBUTION_UNITS})::bigint as slope_units
         from read_parquet({list_of(files)}) a
         join features f using (feature_value_id) join predictions p using (prediction_id)
         where a.feature_value_id between (select min(feature_value_id) from features)
@@ -119,7 +120,8 @@ def cells_table(
     table = db.sql(
         f"""with per_patient as (
             select {name_margins}, subject_id,
-                sum(units) as s, count(*)::hugeint as n, sum(abs(units)) as s_abs, sum(units::hugeint * units) as s_sq
+                sum(units) as s, count(*)::hugeint as n, sum(abs(units)) as s_abs, sum(units::hugeint * units) as s_sq,
+                sum(slope_units) as slopes
             from (select *, unnest(strata) as stratum from entries)
             group by grouping sets ({sets("subject_id")})
         ),
@@ -135,7 +137,8 @@ def cells_table(
                 sum(s * s)::double / {unit**2} as s_ss, sum(s * n)::double / {unit} as s_sn, sum(n * n)::double as s_nn,
                 sum(s * risk)::double / {unit} as "s_s_N",
                 sum(s * s * s)::double / {unit**3} as s_sss, sum(s * s * n)::double / {unit**2} as s_ssn,
-                sum(s * n * n)::double / {unit} as s_snn, sum(n * n * n)::double as s_nnn
+                sum(s * n * n)::double / {unit} as s_snn, sum(n * n * n)::double as s_nnn,
+                sum(slopes)::double / {unit} as sum_gradient
             from with_risk group by all
         ),
         histograms as (
@@ -152,7 +155,7 @@ def cells_table(
         order by s.code, s.level, s.feature_value_id nulls last, s.target, s.split, s.class, s.stratum, s.time_bin nulls last"""
     ).to_arrow_table()
     db.unregister("features")
-    return _completed(table, CELLS, run_id, axis)
+    return completed(table, CELLS, run_id, axis)
 
 
 #: A contribution's place in the histogram: 0, or the sign times (25 + floor(log2 |contribution|)), at most 64 in size.
@@ -160,8 +163,8 @@ def cells_table(
 SIGNED_POWER = "(sign(units) * least(64, case when units = 0 then 0 else 1 + floor(log2(abs(units))) end))::tinyint"
 
 
-def _completed(table: pa.Table, schema: pa.Schema, run_id: str, axis: TimeAxis) -> pa.Table:
-    """The table with run, axis and the bins' bounds; columns that nothing fills yet are null."""
+def completed(table: pa.Table, schema: pa.Schema, run_id: str, axis: TimeAxis) -> pa.Table:
+    """The table with run, axis and the bins' bounds; columns that nothing fills are null."""
     bins = table["time_bin"].to_pylist()
     bounds = [(None, None) if time_bin is None else axis.bounds(time_bin) for time_bin in bins]
     told = {

@@ -106,7 +106,9 @@ class Store:
         known = named_queries()
         if query not in known:
             raise unknown_name("query", query, known)
-        parameters = known[query].parameters
+        parameters, needs = known[query].parameters, known[query].needs
+        if needs and needs[0] not in self._tables():
+            raise UserError(f"The query {query} needs {needs[0]}, and {self.path} has none to show here: {needs[1]}")
         for name in arguments:
             if name not in parameters:
                 raise unknown_name("argument", name, parameters, f"query {query}")
@@ -127,13 +129,18 @@ class Store:
         given = ", ".join(f'"{name}" := ${name}' for name in arguments)
         return self.sql(f"select * from {query}({given})", arguments)
 
+    def _tables(self) -> set[str]:
+        return set(self.sql("select table_name from duckdb_tables()")["table_name"].to_pylist())
+
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """This thread's connection: one shared by threads answers wrongly. Macros are temporary, so each defines its own."""
         connection: duckdb.DuckDBPyConnection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._database.cursor()
+            tables = {name for (name,) in connection.execute("select table_name from duckdb_tables()").fetchall()}
             for query in named_queries().values():
-                connection.execute(query.sql)
+                if query.needs is None or query.needs[0] in tables:
+                    connection.execute(query.sql)
             self._local.connection = connection
         return connection
 

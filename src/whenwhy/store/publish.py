@@ -23,13 +23,13 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from whenwhy.attribution.attribute_shards import ABOUT, PREDICTION_ROWS, ROWS, residual_summary
+from whenwhy.attribution.attribute_shards import ABOUT, FIRST_LAYER_ROWS, PREDICTION_ROWS, ROWS, residual_summary
 from whenwhy.attribution.registry import method_named
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
 from whenwhy.shards import StageDirectory, canonical
-from whenwhy.statistics.aggregate import CELL_ROWS, EXPOSURE_ROWS, attribution_files, vocabulary_of
+from whenwhy.statistics.aggregate import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS, attribution_files, vocabulary_of
 from whenwhy.statistics.cells import list_of
 from whenwhy.store.suppression import shown_cells, shown_exposure
 from whenwhy.store.views import ATTRIBUTIONS_VIEW, ESTIMATES_VIEW, student_t_975_macro
@@ -130,18 +130,27 @@ def _build_rows(folder: Path, cells: StageDirectory, runs: Sequence[StageDirecto
         for table, order in (
             (CELL_ROWS, "run_id, level, code, feature_value_id, split, class, stratum, time_bin"),
             (EXPOSURE_ROWS, "run_id, split, class, stratum, time_bin"),
+            (PLACE_ROWS, "run_id, feature_value_id, stream, split, class, stratum, time_bin"),
         ):
             files = [cells.file(n, table) for n in cells.shards if table in cells.entry(n).files]
+            if table == PLACE_ROWS and not files:
+                continue  # no run tells absence
             db.execute(f"create table {table} as select * from read_parquet({list_of(files)}) order by {order}")
-        rows, predictions = [], []
+        rows, predictions, first_layers = [], [], []
         for run in runs:
             given = f"select '{run.run_id}' as run_id, * from read_parquet"
+            if FIRST_LAYER_ROWS in run.needs:
+                first_layers.append(f"{given}({list_of([run.file(FIRST_LAYER_ROWS, FIRST_LAYER_ROWS)])})")
             rows.append(f"{given}({list_of(attribution_files(run, ROWS))})")
             predictions.append(f"{given}({list_of(attribution_files(run, PREDICTION_ROWS))})")
         db.execute(
             f"create table rows as select * from ({' union all '.join(rows)}) "
             "order by run_id, feature_value_id, prediction_id, step"
         )
+        if first_layers:
+            db.execute(
+                f"create table first_layer as select * from ({' union all '.join(first_layers)}) order by 1, 2, 3"
+            )
         db.execute(f"create temp table all_predictions as {' union all '.join(predictions)}")
         strata = [
             n
@@ -172,10 +181,11 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
         parents = db.sql("select code, any_value(parents) as parents from feature_values group by 1").to_arrow_table()
         runs = db.sql("select * from runs").to_arrow_table()
     cells = cells.filter(pa.array(shown_cells(cells, exposure, parents)))
-    # A histogram's small counts would undo the suppression.
-    at = cells.column_names.index("histogram")
-    cells = cells.set_column(at, "histogram", pa.nulls(cells.num_rows, cells.schema.field("histogram").type))
     exposure = exposure.filter(pa.array(shown_exposure(exposure)))
+    # A histogram's small counts would undo the suppression. So would what tells absence: counts of steps are not
+    # suppressed, and sums of gradients, as many numbers as the embeddings are wide, differ by a few patients' records.
+    cells = _without(cells, ["histogram", "sum_gradient"])
+    exposure = _without(exposure, ["n_places", "sum_gradient_vector", "sum_static_gradient_vector"])
     runs = _shareable_runs(runs)
     with _connect(folder / SHAREABLE_FILE, memory_limit) as db:
         for name, table in (("cells", cells), ("exposure", exposure), ("all_features", features), ("runs_told", runs)):
@@ -209,6 +219,14 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
         db.execute(student_t_975_macro())
         db.execute(ESTIMATES_VIEW)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
+
+
+def _without(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The table with nothing in these columns."""
+    for name in names:
+        field = table.schema.field(name)
+        table = table.set_column(table.column_names.index(name), field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def _shareable_runs(runs: pa.Table) -> pa.Table:
@@ -255,7 +273,8 @@ def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:
 def _verify(db: duckdb.DuckDBPyConnection, cells: StageDirectory, runs: Sequence[StageDirectory]) -> None:
     """Every row of every shard and every cell is there once, and the cells hold exactly the rows' sums."""
     counted = sum(told["rows"] for name in cells.shards for told in cells.entry(name).files.values())
-    [(found,)] = db.execute("select (select count(*) from cells) + (select count(*) from exposure)").fetchall()
+    tables = {table for name in cells.shards for table in cells.entry(name).files}
+    found = sum(count for table in tables for (count,) in db.execute(f"select count(*) from {table}").fetchall())
     if found != counted:
         raise UserError(f"The built version has {found:,} cells and counts for {counted:,}: aggregate again.")
     for run in runs:

@@ -23,6 +23,17 @@ class NamedQuery:
         return self.comment.splitlines()[0]
 
     @property
+    def needs(self) -> tuple[str, str] | None:
+        r"""A table that not every store has, and the rest of what the comment says of it; None: there is none.
+
+        Example:
+            >>> NamedQuery("f", "Of f.\n\nNeeds g: ask for it.\nArguments: none.", "").needs
+            ('g', 'ask for it.')
+        """
+        found = re.search(r"^Needs (\w+): (.*?\.)$", self.comment, re.MULTILINE)
+        return (found[1], found[2]) if found else None
+
+    @property
     def parameters(self) -> dict[str, str | None]:
         """Its arguments in order, and their defaults as SQL; None: it must be given.
 
@@ -43,7 +54,7 @@ def named_queries() -> dict[str, NamedQuery]:
 
     Example:
         >>> sorted(named_queries())[:2]
-        ['class_comparison', 'cohorts']
+        ['absence', 'class_comparison']
     """
     found = {}
     for file in sorted(shipped("queries").glob("*.sql")):

@@ -94,4 +94,4 @@ def deep_lift(question: Question) -> Explanation:
         score = question.scored_under(rule, leaves)
         found = torch.autograd.grad(score.sum(), list(leaves.values()), materialize_grads=True)
     multipliers = dict(zip(leaves, found, strict=True))
-    return Explanation(question.contributions(multipliers), question.evaluations(1))
+    return Explanation(question.contributions(multipliers), question.evaluations(1), gradients=multipliers)

@@ -41,6 +41,7 @@ def expected_gradients(question: Question, *, samples: int = 16) -> Explanation:
         raise UserError(f"expected_gradients needs at least 1 of samples, not {samples}.")
     place = question.draws.uniform(PLACES, (len(question), samples)).to(question.lengths.device)  # [patient, sample]
     average, total = Average(), torch.zeros_like(question.score)
+    mean = {name: torch.zeros_like(record) for name, record in question.embedded.items()}
     for draw in range(samples):
         beside = question.beside_reference(draw)
         total += beside.baseline_score
@@ -48,10 +49,14 @@ def expected_gradients(question: Question, *, samples: int = 16) -> Explanation:
         for name, record in question.embedded.items():
             share = place[:, draw].to(record).view(-1, *[1] * (record.ndim - 1))
             between[name] = torch.lerp(beside.baseline[name], record, share)
-        average.add(beside.contributions(question.gradients_at(between)))
+        gradients = question.gradients_at(between)
+        average.add(beside.contributions(gradients))
+        for name, gradient in gradients.items():
+            mean[name] += gradient / samples
     return Explanation(
         average.mean,
         question.evaluations(samples),
         spread=average.standard_error,
         baseline_score=total / samples,
+        gradients=mean,
     )

@@ -13,8 +13,9 @@ from whenwhy.attribution.registry import Explanation, method
     "gradients",
     "the slope at the record itself, times the way from the baseline: one pass, not complete",
     laws={"linearity", "zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
+    tells_absence=True,
 )
 def gradient_times_input(question: Question) -> Explanation:
     """The gradient of the score at the record, times the way from the baseline."""
     gradients = question.gradients_at(question.embedded)
-    return Explanation(question.contributions(gradients), question.evaluations(1))
+    return Explanation(question.contributions(gradients), question.evaluations(1), gradients=gradients)

@@ -43,4 +43,4 @@ def integrated_gradients(question: Question) -> Explanation:
         open_rows = open_rows[(total - wanted[open_rows]).abs() > question.tolerance]
         if not len(open_rows):
             break
-    return Explanation(question.contributions(mean), n_nodes)
+    return Explanation(question.contributions(mean), n_nodes, gradients=mean)

@@ -24,6 +24,7 @@ LADDER = (8, 16, 32, 64, 128)
     "each step's values for the prediction made at that step, the whole prefix scaled: leaves out the past's share",
     laws={"zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
     measures="step_contribution",
+    tells_absence=True,
 )
 def prefix_integrated_gradients(question: Question) -> Explanation:
     """Of the integrated gradients of the record cut after each step t, with its static values, those of step t.
@@ -60,7 +61,8 @@ def prefix_integrated_gradients(question: Question) -> Explanation:
         own_step_gradients(question, of, of[EVENTS].unsqueeze(0), rows)[0][0]
         for of in (question.embedded, question.baseline)
     )
-    return Explanation(question.contributions(gradients), n_nodes, notes=step_notes(question, score, baseline_score))
+    notes = step_notes(question, score, baseline_score)
+    return Explanation(question.contributions(gradients), n_nodes, notes=notes, gradients=gradients)
 
 
 def _mean_own_gradients(question: Question, rows: torch.Tensor, nodes: int) -> torch.Tensor:

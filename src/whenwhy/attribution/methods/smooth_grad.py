@@ -24,6 +24,7 @@ STREAMS = {EVENTS: 0, STATIC: 1}
     "gradients",
     "the slope's mean over noise in all feature values, times the way from the baseline: not complete",
     laws={"linearity", "zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
+    tells_absence=True,
 )
 def smooth_grad(question: Question, *, samples: int = 25, sigma: float = 0.02) -> Explanation:
     """The mean of gradient times way, where every feature value, recorded or not, has noise of deviation sigma.
@@ -40,9 +41,12 @@ def smooth_grad(question: Question, *, samples: int = 25, sigma: float = 0.02) -
     if samples < 1 or not sigma >= 0:
         raise UserError(f"smooth_grad needs at least 1 of samples and a sigma from 0, not {samples} and {sigma:g}.")
     average = Average()
+    mean = {name: torch.zeros_like(record) for name, record in question.embedded.items()}
     for gradients in question.gradients_along(noisy(question, samples, sigma)):
         average.add(question.contributions(gradients))
-    return Explanation(average.mean, question.evaluations(samples), spread=average.standard_error)
+        for name, gradient in gradients.items():
+            mean[name] += gradient / samples
+    return Explanation(average.mean, question.evaluations(samples), spread=average.standard_error, gradients=mean)
 
 
 def noisy(question: Question, samples: int, sigma: float) -> Iterator[Embedded]:

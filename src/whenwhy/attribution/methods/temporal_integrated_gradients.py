@@ -24,6 +24,7 @@ LADDER = (8, 16, 32, 64, 128)
     "each step's values for the prediction made at that step, the past as it was: complete step by step",
     laws={"steps_complete", "zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
     measures="step_contribution",
+    tells_absence=True,
 )
 def temporal_integrated_gradients(question: Question) -> Explanation:
     """Integrated gradients of the score of the record cut after step t, along a path that scales step t alone.
@@ -53,7 +54,8 @@ def temporal_integrated_gradients(question: Question) -> Explanation:
         if not len(open_rows):
             break
     gradients = {EVENTS: mean, STATIC: torch.zeros_like(before[STATIC])}
-    return Explanation(question.contributions(gradients), n_nodes, notes=step_notes(question, scores[0], scores[1]))
+    notes = step_notes(question, scores[0], scores[1])
+    return Explanation(question.contributions(gradients), n_nodes, notes=notes, gradients=gradients)
 
 
 def _mean_own_gradients(question: Question, rows: torch.Tensor, nodes: int) -> torch.Tensor:
