@@ -28,7 +28,7 @@ class SequenceModel(Protocol):
         ...
 
     def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The logit of the positive class [patient]; padded steps do not count."""
+        """The logit of the positive class, which is the later of two [patient]; padded steps do not count."""
         ...
 
 

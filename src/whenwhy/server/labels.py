@@ -18,7 +18,7 @@ NO_INTERVAL = "no interval: fewer than 30 effective patients"
 TIME_UNITS = (("years", 8766), ("days", 24), ("hours", 1))
 
 SPLIT_WORDS = {HELD_OUT: "held-out patients", TUNING: "tuning patients", TRAIN: "training patients"}
-TARGET_UNITS = {"logit": "log-odds", "probability": "probability"}
+TARGET_UNITS = {"logit": "log-odds", "log_odds": "log-odds", "probability": "probability"}
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -192,10 +192,16 @@ def target_unit(target: str) -> str:
     """The unit of a contribution.
 
     Example:
-        >>> target_unit("logit")
-        'log-odds'
+        >>> target_unit("logit"), target_unit("log_odds:dead:home"), target_unit("probability:dead@-1")
+        ('log-odds', 'log-odds of dead against home', 'probability of dead, step -1')
     """
-    return TARGET_UNITS.get(target, target)
+    what, at, step = target.partition("@")
+    kind, *classes = what.split(":")
+    if kind not in TARGET_UNITS or (kind == "log_odds" and len(classes) != 2):
+        return target
+    unit = TARGET_UNITS[kind] if kind != "logit" or not classes else "logit"
+    named = f" of {' against '.join(classes)}" if classes else ""
+    return unit + named + (f", step {step}" if at else "")
 
 
 def feature_words(code: str, description: str | None) -> str:
