@@ -1,8 +1,10 @@
 -- Which runs the store holds: what was explained, how, and how well the explained model predicts.
 --
 -- One row a run. auroc is the explained model's own on held-out patients, reference_auroc that of a logistic
--- regression on the same inputs; measures says what the numbers are, and only contributions are any; mean_auroc and mean_reference_auroc are means over n_folds folds of patients,
--- each with a model trained the same way. Counts are missing where they may not be shown.
+-- regression on the same inputs; of several classes both are means over the classes, each beside all others.
+-- mean_auroc and mean_reference_auroc are means over n_folds folds of patients, each with a model trained the same
+-- way. measures says what a run's numbers are: not all are contributions. Counts are missing where they may not be
+-- shown.
 -- Example: whenwhy query STORE runs
 create or replace temp macro runs() as table
 select

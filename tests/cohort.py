@@ -79,5 +79,43 @@ def write_cohort(folder: Path, patients: int, seed: int) -> None:
     (folder / "metadata" / "dataset.json").write_text(json.dumps({"dataset_name": "made up", "meds_version": "0.4.1"}))
 
 
+#: The outcomes of `write_cohort_of_three`, and the code that makes each likelier.
+CAUSES = {"home": "walked", "nursing": "fell", "dead": "bled"}
+
+
+def write_cohort_of_three(folder: Path, patients: int, seed: int, column: str = "categorical_value") -> None:
+    """Patients with one prediction of three outcomes, each made likelier by events of one code; others do nothing.
+
+    The log-odds of an outcome grow by 2 with every event of its cause. As `integer_value` the outcomes are 2, 9 and 10.
+    """
+    random = np.random.default_rng(seed)
+    names = list(CAUSES)
+    values = names if column == "categorical_value" else [2, 9, 10]
+    events, labels, splits = [], [], []
+    when = START + timedelta(hours=240)
+    for subject in range(1, patients + 1):
+        counts = random.poisson(0.8, 3)
+        codes = [CAUSES[name] for name, n in zip(names, counts, strict=True) for _ in range(n)]
+        codes += [f"noise-{int(at)}" for at in random.integers(0, 4, int(random.integers(0, 7)))]
+        times = sorted(START + timedelta(hours=int(h)) for h in random.choice(240, len(codes), replace=False))
+        events += [
+            (subject, time, str(code), None) for time, code in zip(times, random.permutation(codes), strict=True)
+        ]
+        odds = np.exp(2.0 * counts)
+        labels.append((subject, when, values[int(random.choice(3, p=odds / odds.sum()))]))
+        splits.append((subject, ["train", "train", "train", "tuning", "held_out", "held_out"][subject % 6]))
+    for part in ("data", "metadata", "labels/outcome"):
+        (folder / part).mkdir(parents=True)
+    kind = pa.string() if column == "categorical_value" else pa.int64()
+    schema = pa.schema([*list(LABELS)[:2], (column, kind)])
+    pq.write_table(_table(events, EVENTS), folder / "data" / "0.parquet")
+    pq.write_table(_table(labels, schema), folder / "labels" / "outcome" / "0.parquet")
+    pq.write_table(
+        _table(splits, pa.schema([("subject_id", pa.int64()), ("split", pa.string())])),
+        folder / "metadata" / "subject_splits.parquet",
+    )
+    (folder / "metadata" / "dataset.json").write_text(json.dumps({"dataset_name": "three", "meds_version": "0.4.1"}))
+
+
 def _table(rows: list[tuple], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)

@@ -185,13 +185,17 @@ BROKEN = {
         lambda m: rewritten(m / LABELS, other_outcome("float_value", pa.array([1.5] * 2000, pa.float32()))),
         r"continuous or survival outcome is not supported yet",
     ),
-    "integer outcome": (
+    "integer outcome of one class": (
         lambda m: rewritten(m / LABELS, other_outcome("integer_value", pa.array([1] * 2000))),
-        r"integer outcome .* is not supported yet",
+        r"one class only \(all 1\)",
     ),
-    "outcome of several classes": (
-        lambda m: rewritten(m / LABELS, other_outcome("categorical_value", pa.array(["a"] * 2000))),
-        r"several classes is not supported yet",
+    "a count": (
+        lambda m: rewritten(m / LABELS, other_outcome("integer_value", pa.array(range(2000)))),
+        r"different labels in integer_value, more than 100 classes",
+    ),
+    "a class with the name of all": (
+        lambda m: rewritten(m / LABELS, other_outcome("categorical_value", pa.array(["a", "all"] * 1000))),
+        r"a class named 'all'",
     ),
     "labels of strangers": (
         lambda m: rewritten(m / LABELS, lambda t: t.set_column(0, "subject_id", pc.add(t["subject_id"], 10_000_000))),

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from typer.testing import CliRunner
 
@@ -38,7 +39,7 @@ from whenwhy.errors import UserError
 from whenwhy.events.feature_values import FOREIGN_OFFSET
 from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch, Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY
-from whenwhy.models.foreign.adapter import ForeignModel, adapted, log_odds, original_input
+from whenwhy.models.foreign.adapter import ForeignModel, adapted, original_input, told_apart
 from whenwhy.models.foreign.named import ForeignSource
 from whenwhy.models.foreign.weights import put_weights, read_weights
 from whenwhy.schema import SEQUENCES
@@ -252,7 +253,7 @@ def test_nothing_of_the_vocabularys_width_is_built() -> None:
         (stranger.Neighbours(SIZE), "depends on the other patients of the batch"),
         (stranger.Needs(SIZE), "needs 'ages', which is not known"),
         (stranger.LinearGRU(SIZE + 1), r"no first layer over the 30 values .*its layers read 31, 16"),
-        (nn.Sequential(nn.Linear(SIZE, 3)), "shape"),
+        (stranger.NoPatients(SIZE), "answers 3 patients of 5 steps with the shape"),
         (stranger.Probabilities(SIZE), "say --output probability"),
     ],
 )
@@ -284,9 +285,111 @@ def test_probabilities_are_explained_as_log_odds() -> None:
     with pytest.raises(UserError, match="no log-odds"):
         adapted(bent(stranger.LinearGRU(SIZE), 3), SIZE, sequences, output="probability")
     with pytest.raises(UserError, match="no log-odds"):
-        log_odds(torch.tensor([[1.0]]), "probability")
+        told_apart(torch.tensor([[1.0]]), "probability")
     both = torch.tensor([[0.2, 0.8]])
-    torch.testing.assert_close(log_odds(both, "probability"), torch.logit(both[:, 1]))
+    torch.testing.assert_close(told_apart(both, "probability")[:, 0], torch.logit(both[:, 1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("ThreeClasses", 3), ("ThreeClasses", 5), ("ThreeClasses", 10), ("ThreeEveryStep", 3), ("ThreeEveryStep", 5)],
+)
+def test_every_class_of_a_network_is_the_strangers_own(name: str, classes: int) -> None:
+    """Five classes look like five steps of one logit, ten like five of two, and are told apart all the same."""
+    network, sequences = bent(getattr(stranger, name)(SIZE, classes=classes), 3), cohort(3)
+    model, proof = adapted(network, SIZE, sequences)
+    assert (model.call.logits, model.call.every_step) == (classes, name == "ThreeEveryStep")
+    assert model.classes == tuple(map(str, range(classes)))
+    assert proof.largest_difference < 1e-9
+    fresh = cohort(77, patients=30, longest=12)
+    with torch.no_grad():
+        batch = fresh.batch(np.arange(len(fresh)))
+        together = model.logits(model.embed(batch), model.seen(batch).lengths)
+        for row in range(len(fresh)):
+            x = original_input(fresh.batch(np.array([row])), model.call, SIZE)
+            told = network(x)[-1] if name == "ThreeEveryStep" else network(x)
+            torch.testing.assert_close(together[row], told.reshape(classes), rtol=1e-9, atol=1e-9)
+
+
+def test_a_class_that_differs_behind_bags_is_refused() -> None:
+    """One class alone looks past the first layer."""
+
+    class LeakyClass(stranger.ThreeClasses):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            told = super().forward(x)
+            return torch.cat([told[:, :2], told[:, 2:] + x.sum((1, 2)).unsqueeze(1)], dim=1)
+
+    with pytest.raises(UserError, match="not the same behind bags"):
+        adapted(bent(LeakyClass(SIZE), 3), SIZE, cohort(3))
+
+
+@pytest.mark.parametrize("target", ["logit:b", "probability:c", "log_odds:a:c"])
+def test_the_gradients_of_a_class_are_the_dense_ones(target: str) -> None:
+    network, sequences = bent(stranger.ThreeClasses(SIZE), 5), cohort(5)
+    model, _ = adapted(network, SIZE, sequences, classes=["a", "b", "c"])
+    batch = sequences.batch(np.arange(len(sequences)))
+    found = attribute(model, batch, method="gradient_times_input", target=target)
+    complete = attribute(model, batch, target=target)
+    assert float(complete.residual.abs().max()) < 1e-4
+    at = 0
+    for row in range(len(sequences)):
+        x = original_input(sequences.batch(np.array([row])), model.call, SIZE).requires_grad_()
+        logits = network(x)[0]
+        score = {"logit:b": logits[1], "probability:c": logits.softmax(0)[2], "log_odds:a:c": logits[0] - logits[2]}
+        (gradient,) = torch.autograd.grad(score[target], x)
+        first, last = sequences.event_offsets[row : row + 2]
+        mine = np.flatnonzero((batch.streams[EVENTS].at >= first) & (batch.streams[EVENTS].at < last))
+        for place in mine:
+            of = int(batch.streams[EVENTS].at[place])
+            dense = gradient[0, int(sequences.event_step[of]), int(sequences.event_id[of]) - FOREIGN_OFFSET]
+            assert float(found.streams[EVENTS][place]) == pytest.approx(float(dense), rel=1e-5, abs=1e-6)
+            at += 1
+        assert abs(float(found.score[row] - score[target].detach())) < 1e-9
+    assert at == len(sequences.event_id) > 50
+
+
+def test_probabilities_of_classes_are_explained_as_their_logits() -> None:
+    network, sequences = bent(stranger.ThreeProbabilities(SIZE), 3, 0.3), cohort(3)
+    model, _ = adapted(network, SIZE, sequences, output="probability")
+    same, _ = adapted(bent(stranger.ThreeClasses(SIZE), 3, 0.3), SIZE, sequences)
+    batch = sequences.batch(np.arange(len(sequences)))
+    for target in ("log_odds:0:2", "probability:1"):
+        found, expected = (attribute(of, batch, target=target) for of in (model, same))
+        torch.testing.assert_close(found.streams, expected.streams)
+    with pytest.raises(UserError, match="say --output probability"):
+        adapted(network, SIZE, sequences)
+    with pytest.raises(UserError, match="do not sum to 1, so the classes do not exclude each other"):
+        adapted(bent(stranger.ManyLabels(SIZE), 3, 0.3), SIZE, sequences, output="probability")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "sentence"),
+    [
+        ("ThreeClasses", ["a", "b"], "names a, b, and the model has 3 classes"),
+        ("ThreeClasses", ["a", "b", "a"], "names a, b, a, and the model has 3 classes: name each once"),
+        ("LinearGRU", ["a", "b", "c"], "the model has 2 classes: .*the class of the logit last"),
+    ],
+)
+def test_names_that_do_not_fit_the_classes_are_refused(name: str, classes: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        adapted(bent(getattr(stranger, name)(SIZE), 3), SIZE, cohort(3), classes=classes)
+
+
+@pytest.mark.parametrize("name", ["LinearGRU", "BiLSTM"])
+def test_two_classes_may_have_names(name: str) -> None:
+    network, sequences = bent(getattr(stranger, name)(SIZE), 3), cohort(3)
+    model, _ = adapted(network, SIZE, sequences, classes=["alive", "dead"])
+    same, _ = adapted(network, SIZE, sequences)
+    batch = sequences.batch(np.arange(len(sequences)))
+    assert same.classes == ("false", "true")
+    for target, of in (
+        ("logit", "logit"),
+        ("log_odds:dead:alive", "log_odds:true:false"),
+        ("logit:alive", "logit:false"),
+    ):
+        found, expected = attribute(model, batch, target=target), attribute(same, batch, target=of)
+        torch.testing.assert_close(found.streams, expected.streams, rtol=0, atol=0)
+        assert found.classes == ("alive", "dead")
 
 
 def test_a_value_twice_in_a_step_is_counted_and_told() -> None:
@@ -443,6 +546,56 @@ def test_from_the_command_line_to_the_store(small_run: SmallRun, trained: Path, 
     run = open_store(tmp_path / "store").ask("runs").to_pylist()[0]
     assert run["auroc"] == pytest.approx(about["quality"]["folds"][0]["auroc"])
     assert run["reference_auroc"] is None
+
+
+def test_classes_from_the_command_line(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    size = StageDirectory.open(small_run.sequences).read(VOCABULARY, VOCABULARY).num_rows - FOREIGN_OFFSET
+    network = bent(stranger.ThreeClasses(size), 9, 0.4).float()
+    torch.save(network.state_dict(), tmp_path / "best.pt")
+
+    def asked(out: str, *others: str) -> tuple[int, str]:
+        told = CliRunner().invoke(
+            app,
+            [
+                "attribute", str(small_run.sequences), "--model", "foreign_models.stranger:ThreeClasses", "--weights",
+                str(tmp_path / "best.pt"), "--arguments", f'{{"n_codes": {size}}}', "--out", str(tmp_path / out),
+                "--inline", *others,
+            ],
+        )  # fmt: skip
+        return told.exit_code, told.output + str(told.exception or "")
+
+    code, told = asked("attr", "--classes", "home, nursing, dead", "--target", "log_odds:dead:home")
+    assert code == 0, told
+    assert "-> 3 logits; behind bags its scores differ" in told
+    stage = StageDirectory.open(tmp_path / "attr")
+    assert residual_summary(stage)["n_over_tolerance"] == 0
+    predicted = pa.concat_tables([stage.read(name, PREDICTION_ROWS) for name in stage.shards])["predicted"].to_pylist()
+    assert set(predicted) <= {"home", "nursing", "dead"}
+    about = stage.entry(ABOUT).summary
+    assert about["foreign"]["classes"] == ["home", "nursing", "dead"]
+    assert about["quality"] == {"folds": []}  # of one class's score nothing is known of all
+    code, told = asked("other", "--target", "log_odds:2:0")  # by the names that classes have by default
+    assert code == 0, told
+    for name in stage.shards:
+        rows, same = stage.read(name, ROWS), StageDirectory.open(tmp_path / "other").read(name, ROWS)
+        assert rows.equals(same)
+    code, told = asked("x", "--classes", "home,nursing")
+    assert code != 0
+    assert "the model has 3 classes" in told
+
+
+@pytest.mark.parametrize(("target", "of"), [("logit", "true"), ("logit:false", "false"), ("probability:true", "true")])
+def test_what_is_measured_is_of_the_class_that_is_explained(
+    small_run: SmallRun, trained: Path, tmp_path: Path, target: str, of: str
+) -> None:
+    code, told = command(small_run, trained, tmp_path / "attr", "--target", target)
+    assert code == 0, told
+    stage = StageDirectory.open(tmp_path / "attr")
+    table = pa.concat_tables([stage.read(name, PREDICTION_ROWS) for name in stage.shards]).to_pandas()
+    table = table[table.split == "held_out"]
+    expected = roc_auc_score(table.label == of, table.score)
+    assert stage.entry(ABOUT).summary["quality"]["auroc"] == pytest.approx(expected)
 
 
 def test_workers_write_the_same_bytes(

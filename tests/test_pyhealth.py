@@ -129,6 +129,25 @@ def test_scores_are_the_replicas(kind: str, both: bool, gaps: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["rnn", "retain"])
+def test_several_classes_have_a_logit_each(kind: str, tmp_path: Path) -> None:
+    """Each is the logit of a checkpoint whose last layer has that class's row alone."""
+    _, vocabulary, state = model_of(kind, tmp_path)
+    rows = {name: torch.cat([state[name], 0.5 - state[name], 2 * state[name]]) for name in ("fc.weight", "fc.bias")}
+    sizes = stream_sizes(vocabulary)
+    model = PyHealthModel(kind, state | rows, sizes, classes=["a", "b", "c"]).double().eval()
+    batch = sequences_of(cohort(1), vocabulary).batch(np.arange(20))
+    seen = model.seen(batch)
+    logits = model.logits(model.embed(seen), seen.lengths)
+    for at in range(3):
+        alone = state | {name: tensor[at : at + 1] for name, tensor in rows.items()}
+        torch.testing.assert_close(logits[:, at], PyHealthModel(kind, alone, sizes).double().eval()(batch))
+    found = attribute(model, batch, target="log_odds:c:b")
+    assert float(found.residual.abs().max()) < 1e-4
+    torch.testing.assert_close(found.score, logits[:, 2] - logits[:, 1])
+    assert PyHealthModel(kind, state | rows, sizes).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("kind", ["rnn", "retain"])
 def test_contributions_are_complete_whatever_a_visit_lacks(kind: str, tmp_path: Path) -> None:
     model, vocabulary, _ = model_of(kind, tmp_path)
     sequences = sequences_of(cohort(2), vocabulary)

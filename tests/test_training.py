@@ -215,9 +215,9 @@ def test_a_loss_that_is_not_finite_is_refused(small_run: SmallRun, tmp_path: Pat
 
 def test_balanced_classes_keep_the_true_prior(sequences: Sequences) -> None:
     """At the best weighted loss the score is the true log-odds, not the balanced ones."""
-    rare = torch.tensor([1.0] * 10 + [0.0] * 90)
-    weighs = weighing("balanced", rare.numpy() == 1)
-    assert weighs.positive * 10 == pytest.approx(weighs.negative * 90) == pytest.approx(50)
+    rare = torch.tensor([1] * 10 + [0] * 90)
+    weighs = weighing("balanced", rare.numpy())
+    assert weighs[1] * 10 == pytest.approx(weighs[0] * 90) == pytest.approx(50)
     model = RecurrentClassifier(100, hidden=2, dropout=0.0)
     with torch.no_grad():
         model.head.weight.zero_()
@@ -232,7 +232,7 @@ def test_balanced_classes_keep_the_true_prior(sequences: Sequences) -> None:
 
     optimizer.step(closure)
     assert torch.sigmoid(model.head.bias).item() == pytest.approx(0.1, abs=1e-4)
-    plain = loss_of(model, batch, rare, weighing("none", rare.numpy() == 1), every_step=False)
+    plain = loss_of(model, batch, rare, weighing("none", rare.numpy()), every_step=False)
     assert plain.item() == pytest.approx(-(0.1 * np.log(0.1) + 0.9 * np.log(0.9)), abs=1e-4)
 
 
@@ -251,8 +251,8 @@ def test_every_step_is_supervised(sequences: Sequences) -> None:
     model = RecurrentClassifier(100, hidden=4, dropout=0.0).eval()
     rows = np.concatenate([np.flatnonzero(sequences.n_steps == 0)[:2], np.flatnonzero(sequences.n_steps > 0)[:9]])
     assert (sequences.n_steps[rows] == 0).sum() == 2
-    positive = torch.tensor([1.0, 0.0] * 5 + [1.0])
-    found = loss_of(model, sequences.batch(rows), positive, weighing("none", positive.numpy() == 1), every_step=True)
+    positive = torch.tensor([1, 0] * 5 + [1])
+    found = loss_of(model, sequences.batch(rows), positive, weighing("none", positive.numpy()), every_step=True)
     expected = []
     for at, row in enumerate(rows):
         batch = sequences.batch(np.array([row]))
@@ -331,7 +331,7 @@ def test_the_regression_is_scikit_learns_on_log_counts(small_run: SmallRun, sequ
     assert found.penalty == min(losses, key=losses.__getitem__)
     expected = LogisticRegression(C=found.penalty, max_iter=500).fit(features[own == TRAIN], positive[own == TRAIN])
     np.testing.assert_allclose(
-        found.probability(inputs_of(sequences, size)), expected.predict_proba(features)[:, 1], atol=1e-3
+        found.probabilities(inputs_of(sequences, size))[:, 1], expected.predict_proba(features)[:, 1], atol=1e-3
     )
 
 
@@ -343,7 +343,7 @@ def test_the_regression_learns_from_a_sample_that_can_be_drawn_again(small_run: 
     drawn = [logistic_regression(source, size, split, seed, most=100) for seed in (0, 0, 1)]
     assert {told.n_train for told in drawn} == {100}
     assert drawn[0].n_train_of == (sequences.column("split") == TRAIN).sum() > 100
-    probabilities = [told.probability(counts) for told in drawn]
+    probabilities = [told.probabilities(counts) for told in drawn]
     assert (probabilities[0] == probabilities[1]).all()
     assert (probabilities[0] != probabilities[2]).any()
 

@@ -24,7 +24,7 @@ import torch
 
 from whenwhy.events.sequence_loader import LoadedBatch, loaded_batches
 from whenwhy.events.sequences import TABLE
-from whenwhy.models.fitting import Weighing, loss_of
+from whenwhy.models.fitting import loss_of
 from whenwhy.models.recurrent import RecurrentClassifier
 from whenwhy.schema import SEQUENCES
 from whenwhy.shards import StageDirectory
@@ -106,11 +106,11 @@ def write_sequences(path: Path, predictions: int, shards: int) -> StageDirectory
 
 def _consumed(model: RecurrentClassifier, optimizer: torch.optim.Optimizer, batches: list[LoadedBatch]) -> float:
     """True steps a second of training on some batches."""
-    positive = [torch.from_numpy((loaded.column("label") == "true").astype(np.float32)) for loaded in batches]
+    truth = [torch.from_numpy((loaded.column("label") == "true").astype(np.int64)) for loaded in batches]
     begun = time.perf_counter()
-    for loaded, labels in zip(batches, positive, strict=True):
+    for loaded, labels in zip(batches, truth, strict=True):
         optimizer.zero_grad()
-        loss_of(model, loaded.batch, labels, Weighing(), every_step=False).backward()
+        loss_of(model, loaded.batch, labels, (1.0, 1.0), every_step=False).backward()
         optimizer.step()
     return sum(int(loaded.batch.lengths.sum()) for loaded in batches) / (time.perf_counter() - begun)
 

@@ -46,6 +46,33 @@ class BiLSTM(nn.Module):
         return self.fc(out.mean(0))
 
 
+class ThreeClasses(nn.Module):
+    """A logit for each of some classes."""
+
+    def __init__(self, n_codes, hidden=8, classes=3):
+        super().__init__()
+        self.embed = nn.Linear(n_codes, hidden)
+        self.gru = nn.GRU(hidden, hidden, batch_first=True)
+        self.out = nn.Linear(hidden, classes)
+
+    def forward(self, x):
+        h, _ = self.gru(self.embed(x))
+        return self.out(h[:, -1])
+
+
+class ThreeProbabilities(ThreeClasses):
+    def forward(self, x):
+        return torch.softmax(super().forward(x), dim=-1)
+
+
+class ThreeEveryStep(ThreeClasses):
+    """The logits at every step, steps first."""
+
+    def forward(self, x):
+        h, _ = self.gru(self.embed(x))
+        return self.out(h).transpose(0, 1)
+
+
 class ElmanEveryStep(nn.Module):
     """A logit a step."""
 
@@ -195,6 +222,20 @@ class Neighbours(nn.Module):
 class Probabilities(LinearGRU):
     def forward(self, x):
         return torch.sigmoid(super().forward(x))
+
+
+class ManyLabels(ThreeClasses):
+    """Yes or no of each of three labels, which do not exclude each other."""
+
+    def forward(self, x):
+        return torch.sigmoid(super().forward(x))
+
+
+class NoPatients(ThreeClasses):
+    """An answer that has no patients."""
+
+    def forward(self, x):
+        return super().forward(x).mean(0)[:2]
 
 
 class Needs(LinearGRU):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from whenwhy.attribution.attribution_table import attribution_tables
 from whenwhy.attribution.baselines import BASELINES, EMPTY
 from whenwhy.attribution.population import POPULATION, population_tables, read_population, sampled_training
 from whenwhy.attribution.registry import MEASURES, Fitted, method_named
-from whenwhy.attribution.targets import target_named
+from whenwhy.attribution.targets import UNIT, target_named
 from whenwhy.engine import Workers, run
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import Sequences
@@ -148,7 +148,7 @@ def attribute_shards(
     finished = len(stage.shards) - len(missing)
     run(task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
     if not stage.has(ABOUT):  # a model that was trained elsewhere is measured by the predictions just made
-        stage.publish(ABOUT, vocabulary, about | {"quality": measured_here(stage)})
+        stage.publish(ABOUT, vocabulary, about | {"quality": measured_here(stage, about["foreign"]["classes"])})
     return stage
 
 
@@ -274,18 +274,25 @@ def first_prediction_id(shard: str) -> int:
     return (generation << 52) + (number << 32)
 
 
-def measured_here(attributions: StageDirectory) -> Json:
+def measured_here(attributions: StageDirectory, classes: Sequence[str]) -> Json:
     """How well the predictions of a run tell its held-out labels, in the form of `training.measured`.
 
-    What cannot be measured, for lack of held-out predictions of both classes, is missing.
+    What cannot be measured, for lack of held-out predictions of both classes, or since only one of several classes
+    was explained, is missing.
+
+    Args:
+        classes: the model's.
     """
+    target = target_named(attributions.settings["target"])
+    # Of a named class, or a unit, the score is not the logit of the later class; the probability is that class's.
+    told = "probability" if target.classes or target.kind == UNIT else "score"
     table = pa.concat_tables(
-        [attributions.read(name, PREDICTION_ROWS, ["label", "split", "score"]) for name in attributions.shards]
+        [attributions.read(name, PREDICTION_ROWS, ["label", "split", told]) for name in attributions.shards]
     )
     held_out = np.asarray(table["split"].to_numpy()) == HELD_OUT
-    positive = np.asarray(table["label"].to_numpy())[held_out] == "true"
-    score = table["score"].to_numpy()[held_out]
-    if len(np.unique(positive)) < 2:
+    positive = np.asarray(table["label"].to_numpy())[held_out] == (target.classes or tuple(classes[1:]))[0]
+    score = table[told].to_numpy()[held_out]
+    if len(classes) > 2 or len(np.unique(positive)) < 2:
         return {"folds": []}
     auroc, auprc = float(roc_auc_score(positive, score)), float(average_precision_score(positive, score))
     fold = {"n_held_out": len(positive), "n_positive": int(positive.sum()), "auroc": auroc, "auprc": auprc}

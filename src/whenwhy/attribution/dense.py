@@ -22,7 +22,7 @@ from whenwhy.attribution.registry import Fitted, method_named
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC, Bags, SequenceBatch
-from whenwhy.models.sequence_model import Embedded
+from whenwhy.models.sequence_model import Embedded, class_logits
 
 #: Which output is explained: of [patient, class] a number, of [patient, time, class] two; a tensor has a row a patient.
 Index = int | Sequence[int] | torch.Tensor | None
@@ -140,6 +140,10 @@ class DenseQuestion(Question):
         if self.index is None:
             return outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
         return _chosen(outputs, self.index if rows is None else self.index[rows]).unsqueeze(1)
+
+    def told_apart(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """As `outputs`; beside a single output stands 0."""
+        return class_logits(self.outputs(embedded, rows))
 
     @property
     def extra(self) -> Embedded:

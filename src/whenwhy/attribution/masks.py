@@ -28,7 +28,8 @@ MODES = {
 SQUARED, CROSS_ENTROPY = "squared", "cross_entropy"
 LOSSES = {
     SQUARED: "the mean squared difference of the outputs",
-    CROSS_ENTROPY: "the cross-entropy against the class that the wanted outputs predict",
+    CROSS_ENTROPY: "the cross-entropy against the class that is predicted with the wanted outputs, among all of the "
+    "model's classes; of log-odds among those two",
 }
 
 
@@ -69,7 +70,12 @@ class MaskGame:
         """The outputs that the mixed record should have [patient, ..., class]."""
         question = self.question
         with torch.no_grad():
-            return question.outputs(question.embedded if self.mode == PRESERVATION else question.baseline)
+            return self.outputs(question.embedded if self.mode == PRESERVATION else question.baseline)
+
+    def outputs(self, embedded: Embedded) -> torch.Tensor:
+        """What the loss compares [patient, ..., class], with a gradient: what is explained, or what tells the classes."""
+        question = self.question
+        return question.outputs(embedded) if self.loss == SQUARED else question.told_apart(embedded)
 
     def masks(self, start: float) -> Contributions:
         """The same mask everywhere, of what is absent too where the baseline records something."""
@@ -92,7 +98,7 @@ class MaskGame:
 
     def objective(self, masks: Contributions, perturbation: Embedded) -> torch.Tensor:
         """What is minimised [patient], with a gradient: equation 2 of the paper, of each record alone."""
-        outputs = self.question.outputs(self.mixed(masks, perturbation))
+        outputs = self.outputs(self.mixed(masks, perturbation))
         if not outputs.requires_grad and torch.is_grad_enabled():
             raise UserError(NO_GRADIENT)
         told = self._difference(outputs) + self.l1 * self.mean_mask(masks)
@@ -127,10 +133,7 @@ class MaskGame:
         """How far the outputs are from those wanted [patient]."""
         if self.loss == SQUARED:
             return (outputs - self.wanted).square().flatten(1).mean(1)
-        wanted = self.wanted
-        if outputs.shape[-1] == 1:  # of one logit, 0 stands beside it
-            outputs, wanted = (torch.cat([torch.zeros_like(tensor), tensor], dim=-1) for tensor in (outputs, wanted))
-        predicted = outputs.log_softmax(-1).gather(-1, wanted.argmax(-1, keepdim=True))
+        predicted = outputs.log_softmax(-1).gather(-1, self.wanted.argmax(-1, keepdim=True))
         return -predicted.flatten(1).mean(1)
 
 

@@ -18,7 +18,7 @@ def own_step_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the prediction made at each step, what it is and how it changes with that step alone.
 
-    A causal model that says so (`own_step_scores`) answers for all steps at once; of others each prefix is a
+    A causal model that says so (`own_step_logits`) answers for all steps at once; of others each prefix is a
     record of its own.
 
     Args:

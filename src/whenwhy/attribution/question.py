@@ -152,6 +152,10 @@ class Question:
         """All that is explained at once [row, ..., class], as `explained` takes it: here that one number [row, 1]."""
         return self.explained(embedded, rows).unsqueeze(1)
 
+    def told_apart(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """What says which class is predicted [row, ..., class], as `explained` takes it."""
+        return self.target.told_apart(self.model, embedded, self.lengths if rows is None else self.lengths[rows])
+
     def score_of(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The explained number [row] of any embeddings [row, ...], without gradient; `rows` as for `explained`."""
         with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import linear
 
 from whenwhy.errors import UserError
-from whenwhy.models.sequence_model import Embedded, SequenceModel
+from whenwhy.models.sequence_model import Embedded, SequenceModel, logits_of
 
 GRU, LSTM = "gru", "lstm"
 
@@ -198,7 +198,7 @@ def unit_states(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor)
         return found
     seen = _LastStates()
     with seen:
-        model.score(embedded, lengths)
+        logits_of(model, embedded, lengths)
     if seen.states is None:
         raise UserError("The network has no recurrent layer (GRU or LSTM), so it has no unit: name another target.")
     return seen.states

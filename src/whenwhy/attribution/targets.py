@@ -11,7 +11,7 @@ from whenwhy.errors import UserError, unknown_name
 from whenwhy.models.sequence_model import (
     Embedded,
     SequenceModel,
-    beside_zero,
+    class_logits,
     classes_of,
     logits_of,
     step_logits_of,
@@ -60,23 +60,33 @@ class Target:
             if self.unit >= states.shape[2]:
                 raise UserError(f"The model has {states.shape[2]} states: give a unit from 0 to {states.shape[2] - 1}.")
             return self._at_step(states[:, :, self.unit], lengths, torch.zeros_like(states[:, 0, 0]))
-        logits = logits_of(model, embedded, lengths)  # [patient, class]
-        if self.step is not None:
-            steps = step_logits_of(model, embedded, lengths)  # [patient, step, class]
-            logits = self._at_step(steps, lengths, logits)
-        return self._of_classes(logits, classes_of(model))
+        return self._of_classes(self._logits(model, embedded, lengths), classes_of(model))
+
+    def told_apart(self, model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What says which class is predicted, with a gradient: a logit a class [patient, class], of log-odds those two.
+
+        Raises:
+            UserError: as `score`; or the target is a unit, which predicts no class.
+        """
+        if self.kind == UNIT:
+            raise UserError(
+                "A unit predicts no class: name a target such as logit, or another loss than cross_entropy."
+            )
+        names, logits = classes_of(model), self._logits(model, embedded, lengths)
+        places = self._places(names)
+        return logits[:, places[::-1]] if self.kind == LOG_ODDS else logits
 
     def own_step_scores(self, model: SequenceModel, before: Embedded, own: torch.Tensor) -> torch.Tensor:
         """The number of the record cut after each step [..., patient, step], with a gradient in each step's own events.
 
         Args:
-            before, own: as `StepwiseModel.own_step_scores` takes them; only where `has_own_step_scores`.
+            before, own: as `StepwiseModel.own_step_logits` takes them; only where `has_own_step_scores`.
         """
         if self.kind == UNIT:
             states: torch.Tensor = model.own_states(before, own)  # type: ignore[attr-defined]
             return states[..., self.unit]
-        score: torch.Tensor = model.own_step_scores(before, own)  # type: ignore[attr-defined]
-        return self.of_outputs(model, score.unsqueeze(-1))
+        logits: torch.Tensor = model.own_step_logits(before, own)  # type: ignore[attr-defined]
+        return self.of_outputs(model, logits)
 
     def of_outputs(self, model: SequenceModel, outputs: torch.Tensor) -> torch.Tensor:
         """The number of these outputs [..., output], or of what adds to each where the target is linear in them [...].
@@ -84,8 +94,16 @@ class Target:
         Raises:
             UserError: the model has no such class.
         """
-        logits = beside_zero(outputs.squeeze(-1)) if outputs.shape[-1] == 1 else outputs
+        logits = class_logits(outputs)
         return self._of_classes(logits.flatten(0, -2), classes_of(model)).view(outputs.shape[:-1])
+
+    def _logits(self, model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """Of the record, or of its first steps [patient, class]."""
+        logits = logits_of(model, embedded, lengths)
+        if self.step is None:
+            return logits
+        steps = step_logits_of(model, embedded, lengths)  # [patient, step, class]
+        return self._at_step(steps, lengths, logits)
 
     def _at_step(self, steps: torch.Tensor, lengths: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
         """The element at the asked step [patient, ...]; `without` for records without steps."""
@@ -96,16 +114,19 @@ class Target:
         some = (lengths > 0).view(-1, *[1] * (found.ndim - 1))
         return torch.where(some, found, without)
 
-    def _of_classes(self, logits: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
+    def _places(self, names: tuple[str, ...]) -> list[int]:
+        """Where the named classes stand among those of a model."""
         if self.classes:
             for name in self.classes:
                 if name not in names:
                     raise unknown_name("class", name, names)
-            places = [names.index(name) for name in self.classes]
-        elif len(names) == 2:
-            places = [1]
-        else:
+            return [names.index(name) for name in self.classes]
+        if len(names) != 2:
             raise UserError(f"The model has the classes {', '.join(names)}: name one, as in {self.kind}:{names[0]}.")
+        return [1]
+
+    def _of_classes(self, logits: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
+        places = self._places(names)
         if self.kind == LOG_ODDS:
             return logits[:, places[0]] - logits[:, places[1]]
         if self.kind == PROBABILITY:
@@ -115,9 +136,9 @@ class Target:
 
 
 def has_own_step_scores(model: SequenceModel, target: Target) -> bool:
-    """Whether every step's own prediction comes in one pass: a causal model of one logit that says how."""
-    asked = "own_states" if target.kind == UNIT else "own_step_scores"
-    return getattr(model, "not_causal", None) is None and not hasattr(model, "logits") and hasattr(model, asked)
+    """Whether every step's own prediction comes in one pass: a causal model that says how."""
+    asked = "own_states" if target.kind == UNIT else "own_step_logits"
+    return getattr(model, "not_causal", None) is None and hasattr(model, asked)
 
 
 def target_named(text: str) -> Target:

@@ -45,7 +45,9 @@ def train_command(
     batch: Annotated[int, typer.Option(help="Predictions a step.")] = 128,
     epochs: Annotated[int, typer.Option(help="The most epochs; training stops early.")] = 30,
     patience: Annotated[int, typer.Option(help="Epochs without a better tuning loss before it stops.")] = 4,
-    class_weights: Annotated[str, typer.Option(help="none, or balanced; probabilities keep the true prior.")] = "none",
+    class_weights: Annotated[
+        str, typer.Option(help="none, or balanced: classes weigh alike; probabilities keep the true prior.")
+    ] = "none",
     supervise: Annotated[str, typer.Option(help="last: the record's score; every: the scores at its steps.")] = "last",
     folds: Annotated[int, typer.Option(help="Folds of patients to measure on; the first is the data set's split.")] = 1,
     seed: Annotated[int, typer.Option(help="Of initial weights, order and folds.")] = 0,
@@ -89,7 +91,10 @@ def predict_command(
         str, typer.Option(help="train, tuning, held_out or all, of the data set's own split.")
     ] = "held_out",
 ) -> None:
-    """A model's predictions, beside the labels, in the form that meds-evaluation reads."""
+    """A model's predictions, beside the labels, in the form that meds-evaluation reads.
+
+    Of more than two classes, which that form does not know, they are the predicted class and a probability a class.
+    """
     from whenwhy.models.predictions import predict
 
     written = predict(sequences, model, out_path, split)
@@ -119,8 +124,8 @@ def attribute_command(
     target: Annotated[
         str,
         typer.Option(
-            help="What is explained: logit, probability, log_odds:A:B or unit:K; @STEP cuts the record after a step "
-            "(from 0, or -1 for the last)."
+            help="What is explained: logit, probability, log_odds:A:B or unit:K; of several classes logit:CLASS or "
+            "probability:CLASS; @STEP cuts the record after a step (from 0, or -1 for the last)."
         ),
     ] = "logit",
     tolerance: Annotated[float, typer.Option(help="Of completeness, in score units.")] = 1e-4,
@@ -137,6 +142,14 @@ def attribute_command(
     arguments: Annotated[str, typer.Option(help="Keyword arguments for your callable, as JSON.")] = "{}",
     output: Annotated[
         str | None, typer.Option(help="What your network answers: logit or probability; by default a logit.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of your network's classes, in the order of its answers: a,b,c; by default false,true, or of more "
+            "than two 0,1,2 and so on.",
+            metavar="NAMES",
+        ),
     ] = None,
     static_in: Annotated[
         str, typer.Option(help="Where your network finds undated values: first (step), every (step) or none.")
@@ -160,12 +173,12 @@ def attribute_command(
     from whenwhy.models.foreign.named import ForeignSource, proof_sentence
 
     settings = AttributeSettings(method, baseline, target, tolerance, _named_options(option or []), seed, absence)
-    foreign = ForeignSource(model, weights, arguments, output, static_in, vocabulary, trust)
+    foreign = ForeignSource(model, weights, arguments, output, static_in, classes, vocabulary, trust)
     own = Path(model).exists() or ":" not in model
     if own and foreign != ForeignSource(model):
         raise UserError(
             f"--model {model} is a directory of `whenwhy train`: --weights, --arguments, --output, --static-in, "
-            "--vocabulary and --trust are for module:callable."
+            "--classes, --vocabulary and --trust are for module:callable."
         )
     stage = attribute_shards(
         sequences, Path(model) if own else foreign, out_path, settings, workers_of(workers, inline, ray_address)

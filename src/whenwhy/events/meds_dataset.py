@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,14 +28,17 @@ EVENT_COLUMNS = {
 #: Columns that may be missing in every row, which other tools write as the type null.
 MAY_BE_EMPTY = ("time", "numeric_value")
 
-LABEL_COLUMNS = {"subject_id": pa.int64(), "prediction_time": pa.timestamp("us"), "boolean_value": pa.bool_()}
+LABEL_COLUMNS = {"subject_id": pa.int64(), "prediction_time": pa.timestamp("us")}
 
-#: The type of outcome that cannot be explained yet, and why, by MEDS label column.
-UNSUPPORTED_OUTCOMES = {
-    "float_value": "a continuous or survival outcome",
-    "integer_value": "an integer outcome (more than two classes, ordinal or a count)",
-    "categorical_value": "an outcome of several classes",
-}
+#: The MEDS columns whose values name classes; where several have values, the first of them counts.
+OUTCOME_COLUMNS = {"boolean_value": pa.bool_(), "categorical_value": pa.string(), "integer_value": pa.int64()}
+CONTINUOUS_OUTCOME = "float_value"
+
+#: The most classes of an outcome: beyond, it is a count or a measurement.
+MOST_CLASSES = 100
+
+#: What stands for all classes in a store, and the characters that targets are written with.
+ALL_CLASSES, NOT_IN_CLASSES = "all", ":@"
 
 
 @dataclass(frozen=True)
@@ -110,30 +113,31 @@ def sound_types(dataset: MedsDataset) -> MedsDataset:
 
 
 def read_labels(path: Path, repair: bool = False) -> pa.Table:
-    """Columns subject_id, prediction_time, label ('true' or 'false'), sorted; one row a prediction.
+    """Columns subject_id, prediction_time, label, sorted; one row a prediction.
+
+    A label is the name of a class: 'true' or 'false', a categorical value, or a whole number's digits.
 
     Args:
         path: a MEDS label file, or a folder of them.
         repair: convert types, and keep one of equal rows.
 
     Raises:
-        UserError: it is missing, empty, of one class only, or of an outcome that is not supported yet.
+        UserError: it is missing, empty, of one class only, of a continuous outcome, or a class has a name that
+            something else has.
 
     Example: `read_labels(Path("demo/meds/labels/death_within_five_years"))`
     """
     files = parquet_files(path) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise UserError(f"{path} has no labels: name a MEDS label file (Parquet) or a folder of them.")
+    outcome = _outcome_column(files)
+    wanted = LABEL_COLUMNS | {outcome: OUTCOME_COLUMNS[outcome]}
     tables = []
     for file in files:
-        names = read_schema(file).names
-        for column, outcome in UNSUPPORTED_OUTCOMES.items():
-            if column in names and "boolean_value" not in names:
-                raise UserError(f"{file} has {column}: {outcome} is not supported yet; give a yes/no boolean_value.")
-        findings = _type_findings(file, file.parent, LABEL_COLUMNS)
+        findings = _type_findings(file, file.parent, wanted)
         if not repair:
             require_sound(findings, file.parent, whole=False)
-        tables.append(_as_wanted(file, LABEL_COLUMNS))
+        tables.append(_as_wanted(file, wanted))
     table = pa.concat_tables(tables)
     if repair:
         table = table.group_by(table.column_names).aggregate([])
@@ -147,15 +151,54 @@ def read_labels(path: Path, repair: bool = False) -> pa.Table:
         raise UserError(
             f"{path} has {repeated:,} predictions twice (same subject_id and prediction_time): keep one of each."
         )
-    classes = pc.unique(table["boolean_value"]).to_pylist()
-    if len(classes) < 2:
-        raise UserError(
-            f"{path} has labels of one class only (all {str(classes[0]).lower()}): a model needs both classes."
-        )
-    # A dictionary: a million labels are two words.
-    label = pc.if_else(table["boolean_value"], "true", "false").dictionary_encode()
-    table = table.drop_columns(["boolean_value"]).append_column("label", label)
+    # A dictionary: a million labels are some words.
+    label = table[outcome].cast(pa.string())
+    _require_classes(pc.unique(label).to_pylist(), path, outcome)
+    table = table.drop_columns([outcome]).append_column("label", label.dictionary_encode())
     return table.sort_by([("subject_id", "ascending"), ("prediction_time", "ascending")])
+
+
+def _outcome_column(files: Sequence[Path]) -> str:
+    """The column that says the outcome in all of these label files.
+
+    Raises:
+        UserError: there is none, or it is continuous.
+    """
+    names = {file: read_schema(file).names for file in files}
+    present = [name for name in OUTCOME_COLUMNS if any(name in of_file for of_file in names.values())]
+    if len(present) > 1:  # MEDS has a column for each type of outcome, and those of other types may be empty
+        filled = [name for name in present if any(_has_values(file, name) for file in files if name in names[file])]
+        present = filled or present
+    if present:
+        return present[0]
+    continuous = next((file for file, of_file in names.items() if CONTINUOUS_OUTCOME in of_file), None)
+    if continuous:
+        raise UserError(
+            f"{continuous} has {CONTINUOUS_OUTCOME}: a continuous or survival outcome is not supported yet; give classes, as "
+            f"{', '.join(OUTCOME_COLUMNS)}."
+        )
+    raise UserError(f"{files[0]} has no column of an outcome: MEDS 0.4 asks for one of {', '.join(OUTCOME_COLUMNS)}.")
+
+
+def _has_values(file: Path, name: str) -> bool:
+    column = read_columns(file, [name])[name]
+    return bool(column.null_count < len(column))
+
+
+def _require_classes(classes: list[str], path: Path, outcome: str) -> None:
+    """Raises `UserError` unless there are some classes, and their names are free."""
+    if len(classes) < 2:
+        raise UserError(f"{path} has labels of one class only (all {classes[0]}): a model needs two classes or more.")
+    if len(classes) > MOST_CLASSES:
+        raise UserError(
+            f"{path} has {len(classes):,} different labels in {outcome}, more than {MOST_CLASSES} classes: join them into fewer."
+        )
+    for name in classes:
+        if not name.strip() or name == ALL_CLASSES or any(character in name for character in NOT_IN_CLASSES):
+            raise UserError(
+                f"{path} has a class named '{name}': a class needs a name other than '{ALL_CLASSES}', without "
+                f"{' and '.join(NOT_IN_CLASSES)}, which targets such as logit:CLASS@STEP are written with; rename it."
+            )
 
 
 def split_patients(dataset: MedsDataset, subjects: np.ndarray) -> pa.Table:

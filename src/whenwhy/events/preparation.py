@@ -364,8 +364,11 @@ class Preparation:
             for name, counts in zip(COUNTED[:2], totals, strict=False):
                 table = table.set_column(table.column_names.index(name), name, pa.array(counts))
             stage.publish(VOCABULARY, {VOCABULARY: table.cast(FEATURE_VALUES)})
+        # Of other classes than yes and no, none is the positive one.
+        yes_no = set(pc.unique(self.cohort.predictions["label"]).to_pylist()) <= {"true", "false"}
         self.report["undated"] = [
-            {"code": code, "feature_value_id": at, "n_train": int(n), "n_train_positive": int(positive)}
+            {"code": code, "feature_value_id": at, "n_train": int(n)}
+            | ({"n_train_positive": int(positive)} if yes_no else {})
             for at, (code, n, positive) in enumerate(zip(table["code"].to_pylist(), *totals[2:], strict=True))
             if n
         ]

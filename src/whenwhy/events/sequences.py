@@ -166,12 +166,16 @@ def inputs_of(dataset: MedsDataset, cohort: Cohort) -> dict[str, Json]:
 def labels_sha256(predictions: pa.Table) -> str:
     """The hash of who is predicted when, and with which label."""
     digest = hashlib.sha256()
+    classes = sorted(pc.unique(predictions["label"]).to_pylist())
+    place = pc.index_in(predictions["label"].cast(pa.string()), pa.array(classes)).cast(pa.uint8())
     for column in (
         predictions["subject_id"].to_numpy(),
         predictions["prediction_time"].cast(pa.int64()).to_numpy(),
-        pc.equal(predictions["label"], "true").to_numpy(zero_copy_only=False),
+        place.to_numpy(),
     ):
         digest.update(column.tobytes())
+    if classes != ["false", "true"]:
+        digest.update("\0".join(classes).encode())
     return digest.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from whenwhy.models.bag_classifier import BagClassifier, Classifier
 from whenwhy.models.ensemble import Ensemble
 from whenwhy.models.recurrent import ATTENTIONS, POOLINGS, RecurrentClassifier
 from whenwhy.models.retain import Retain
+from whenwhy.models.sequence_model import TWO_CLASSES
 from whenwhy.shards import Json
 
 
@@ -62,8 +63,11 @@ def model_arguments(
     dropout: float = 0.0,
     input_dropout: float = 0.0,
     members: int = 1,
+    classes: Sequence[str] = TWO_CLASSES,
 ) -> Json:
     """What `ARCHITECTURES[name]` is called with: only what it takes, its own pooling where none is asked.
+
+    Classes are named unless they are "false" and "true", which is what a description without them means.
 
     Raises:
         UserError: an option that the architecture does not have, or a number out of range.
@@ -98,4 +102,6 @@ def model_arguments(
             raise UserError(f"The architecture '{name}' has no pooling '{pooling}': choose {choices}.")
     elif pooling:
         raise UserError(f"The architecture '{name}' has its own pooling: leave out --pooling.")
+    if tuple(classes) != TWO_CLASSES:
+        arguments["classes"] = list(classes)
     return arguments

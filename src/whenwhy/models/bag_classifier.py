@@ -9,7 +9,7 @@ from torch import nn
 
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC, Bags, SequenceBatch
-from whenwhy.models.sequence_model import Embedded, embed_bags
+from whenwhy.models.sequence_model import Embedded, ModelOfClasses, class_logits, embed_bags, n_outputs
 
 #: Spread of the initial embeddings.
 SPREAD = {EVENTS: 0.1, STATIC: 0.05}
@@ -22,8 +22,8 @@ NO_EFFECTS = (
 )
 
 
-class Classifier(nn.Module):
-    """A `StepwiseModel` that training can fit: one model, or several whose scores are averaged."""
+class Classifier(ModelOfClasses, nn.Module):
+    """A `StepwiseModel` that training can fit: one model, or several whose logits are averaged."""
 
     #: Why the model has no scores at the steps of a record; None: it has them.
     not_causal: str | None = None
@@ -43,17 +43,29 @@ class Classifier(nn.Module):
         """The bags' sums: events [patient, step, width], static [patient, width]."""
         raise NotImplementedError
 
-    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
-        raise NotImplementedError
-
-    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """What `score` would say of the record cut after each step [patient, step]; padding says nothing.
+    def step_outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What `outputs` would say of the record cut after each step [patient, step, output]; padding says nothing.
 
         Raises:
             UserError: the model is not causal.
         """
         raise UserError(f"A model has scores at every step only if it reads forwards: {self.not_causal}.")
+
+    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What `score` would say of the record cut after each step [patient, step]; padding says nothing.
+
+        Raises:
+            UserError: the model is not causal, or has more than two classes.
+        """
+        return self.the_one(self.step_outputs(embedded, lengths))
+
+    def step_logits(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What `logits` would say of the record cut after each step [patient, step, class]; padding says nothing.
+
+        Raises:
+            UserError: the model is not causal.
+        """
+        return class_logits(self.step_outputs(embedded, lengths))
 
     def states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """The states after each step [patient, step, unit].
@@ -80,12 +92,12 @@ class Classifier(nn.Module):
         raise UserError(NO_EFFECTS)
 
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
+        """The logit of the later of two classes [patient]."""
         return self.score(self.embed(batch), batch.lengths)
 
 
 class BagClassifier(Classifier):
-    """A table [feature value, hidden] a stream; a subclass scores the sums of its rows.
+    """A table [feature value, hidden] a stream, whose sums of rows a subclass reads; `head` tells the outputs.
 
     Args:
         vocabulary_size: number of feature values, "everything absent" included.
@@ -94,10 +106,16 @@ class BagClassifier(Classifier):
         input_dropout: share of the feature values that each record lacks in training, at all of its steps
             (Gal and Ghahramani 2016, section 4.2: what is dropped at one step alone is found at the next);
             what stays weighs 1 / (1 - share), so that a bag keeps its mean.
+        classes: their names; two have one output, the logit of the later, and more have one each.
     """
 
-    def __init__(self, vocabulary_size: int, hidden: int, dropout: float, input_dropout: float) -> None:
+    head: nn.Linear
+
+    def __init__(
+        self, vocabulary_size: int, hidden: int, dropout: float, input_dropout: float, classes: Sequence[str]
+    ) -> None:
         super().__init__()
+        self.classes = tuple(classes)
         self.vocabulary_size, self.hidden, self.input_dropout = vocabulary_size, hidden, input_dropout
         self.tables = nn.ParameterDict(
             {name: nn.Parameter(torch.randn(vocabulary_size, hidden) * spread) for name, spread in SPREAD.items()}
@@ -121,6 +139,15 @@ class BagClassifier(Classifier):
             embed_bags(self.tables[name], batch.streams[name], given.get(name)) for name in (EVENTS, STATIC)
         )
         return {EVENTS: events.view(len(batch), batch.n_steps, self.hidden), STATIC: static}
+
+    def _head(self, width: int) -> nn.Linear:
+        """What tells the outputs from what a record comes to."""
+        return nn.Linear(width, n_outputs(self.classes))
+
+    def _told(self, summary: torch.Tensor) -> torch.Tensor:
+        """The outputs [..., output] of what a record comes to [..., width]."""
+        told: torch.Tensor = self.head(self.drop(summary))
+        return told
 
     def _kept(self, bags: Bags, per_patient: int, patients: int) -> torch.Tensor:
         """0 or 1 / (1 - input_dropout), the same for a feature value wherever a record has it [value]."""

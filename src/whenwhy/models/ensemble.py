@@ -33,7 +33,8 @@ class Ensemble(Classifier):
     def __init__(self, member: Callable[[], BagClassifier], number: int) -> None:
         super().__init__()
         self.member = nn.ModuleList(member() for _ in range(number))
-        self.vocabulary_size, self.not_causal = self.members[0].vocabulary_size, self.members[0].not_causal
+        first = self.members[0]
+        self.vocabulary_size, self.not_causal, self.classes = first.vocabulary_size, first.not_causal, first.classes
 
     @property
     def members(self) -> Sequence[BagClassifier]:
@@ -45,28 +46,28 @@ class Ensemble(Classifier):
         each = [member.embed(batch, weights) for member in self.members]
         return {stream: torch.cat([embedded[stream] for embedded in each], dim=-1) for stream in each[0]}
 
-    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The mean of the members' logits [patient]."""
+    def outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The mean of the members' outputs [patient, output]."""
         told = zip(self.members, self._shares(embedded), strict=True)
-        return torch.stack([member.score(share, lengths) for member, share in told]).mean(0)
+        return torch.stack([member.outputs(share, lengths) for member, share in told]).mean(0)
 
-    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The mean of the members' logits after each step [patient, step].
+    def step_outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The mean of the members' outputs after each step [patient, step, output].
 
         Raises:
             UserError: the members are not causal.
         """
         told = zip(self.members, self._shares(embedded), strict=True)
-        return torch.stack([member.step_scores(share, lengths) for member, share in told]).mean(0)
+        return torch.stack([member.step_outputs(share, lengths) for member, share in told]).mean(0)
 
-    def own_step_scores(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
-        """The mean of the members' scores after each step, as a function of that step alone [..., patient, step].
+    def own_step_logits(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
+        """The mean of the members' logits after each step, as a function of that step alone [..., patient, step, class].
 
         Raises:
             UserError: the members are not causal.
         """
         told = zip(self.member, self._shares(before), own.chunk(len(self.member), dim=-1), strict=True)
-        return torch.stack([member.own_step_scores(share, part) for member, share, part in told]).mean(0)  # type: ignore[operator]
+        return torch.stack([member.own_step_logits(share, part) for member, share, part in told]).mean(0)  # type: ignore[operator]
 
     def own_states(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
         """The members' states after each step, as a function of that step alone, side by side [..., patient, step, unit]."""

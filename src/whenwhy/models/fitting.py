@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from sklearn.metrics import log_loss
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
 from whenwhy.errors import UserError
@@ -19,7 +20,7 @@ from whenwhy.events.sequence_loader import loaded_batches
 from whenwhy.models.architectures import ARCHITECTURES
 from whenwhy.models.bag_classifier import Classifier
 from whenwhy.models.fit_state import FitState
-from whenwhy.models.folds import FoldSplit
+from whenwhy.models.folds import FoldSplit, class_index
 from whenwhy.models.predictions import scored_shards
 from whenwhy.schema import TRAIN, TUNING
 from whenwhy.shards import Json, StageDirectory
@@ -39,8 +40,8 @@ class FitSettings:
         averaging: the share of the weights' running average that a step keeps; 0: no average.
         batch: predictions a step.
         patience: epochs without a better tuning loss before training stops.
-        class_weights: "balanced" gives both classes the same weight in the loss. The model learns its
-            score less the log of the weights' ratio, so its probabilities are of the true prior all the same
+        class_weights: "balanced" gives all classes the same weight in the loss. The model learns its
+            logits less the logarithms of the weights, so its probabilities are of the true prior all the same
             (Menon et al. 2021, equation 10; King and Zeng 2001, section 4.1).
         supervise: "every" asks the scores at every step of causal models, "last" the record's alone.
     """
@@ -65,61 +66,63 @@ class Fitted:
     tuning_loss: float
 
 
-@dataclass(frozen=True)
-class Weighing:
-    """What the classes weigh in the loss, and what balancing would do to the log-odds if it were not undone."""
+def weighing(class_weights: str, label: np.ndarray, n_classes: int = 2) -> tuple[float, ...]:
+    """What each class weighs in the loss, the mean over the training predictions being 1.
 
-    positive: float = 1.0
-    negative: float = 1.0
-
-    @property
-    def offset(self) -> float:
-        return math.log(self.positive / self.negative)
-
-
-def weighing(class_weights: str, positive: np.ndarray) -> Weighing:
-    """The classes' weights, their mean over the training predictions being 1.
+    Args:
+        label: [prediction] the place of its class.
 
     Example:
-        >>> weighing("balanced", np.array([True, False, False, False]))
-        Weighing(positive=2.0, negative=0.6666666666666666)
+        >>> weighing("balanced", np.array([1, 0, 0, 0]))
+        (0.6666666666666666, 2.0)
     """
     if class_weights == "none":
-        return Weighing()
-    share = float(positive.mean())
-    return Weighing(1 / (2 * share), 1 / (2 * (1 - share)))
+        return (1.0,) * n_classes
+    shares = [float((label == place).mean()) for place in range(1, n_classes)]
+    return tuple(1 / (n_classes * share) for share in (1 - sum(shares), *shares))
 
 
 def loss_of(
-    model: Classifier, batch: SequenceBatch, positive: torch.Tensor, weighs: Weighing, every_step: bool
+    model: Classifier, batch: SequenceBatch, label: torch.Tensor, weights: Sequence[float], every_step: bool
 ) -> torch.Tensor:
     """The mean weighted log loss of a batch, a number.
 
     With `every_step` a prediction's loss is its mean over the true steps (Lipton et al. 2016, target
     replication); a record without steps has the loss of its score.
+
+    Args:
+        label: [patient] int64, the place of its class.
+        weights: of the classes.
     """
     embedded = model.embed(batch)
-    weight = torch.where(positive > 0, weighs.positive, weighs.negative)  # [patient]
+    weight = torch.tensor(weights, device=label.device)[label]  # [patient]
     if every_step:
-        steps = model.step_scores(embedded, batch.lengths)  # [patient, step]
+        steps = model.step_outputs(embedded, batch.lengths)  # [patient, step, output]
         true = torch.arange(batch.n_steps, device=steps.device) < batch.lengths.clamp(min=1).unsqueeze(1)
         empty = batch.lengths == 0
         if empty.any():
-            steps = torch.where(empty.unsqueeze(1), model.score(embedded, batch.lengths).unsqueeze(1), steps)
-        loss = binary_cross_entropy_with_logits(
-            steps + weighs.offset, positive.unsqueeze(1).expand_as(steps), reduction="none"
-        )
+            whole = model.outputs(embedded, batch.lengths).unsqueeze(1)
+            steps = torch.where(empty.view(-1, 1, 1), whole, steps)
+        loss = _log_loss(steps, label.unsqueeze(1).expand(steps.shape[:2]), weights)
         loss = (loss * true).sum(1) / true.sum(1)
     else:
-        score = model.score(embedded, batch.lengths)  # [patient]
-        loss = binary_cross_entropy_with_logits(score + weighs.offset, positive, reduction="none")
+        loss = _log_loss(model.outputs(embedded, batch.lengths), label, weights)
     return (weight * loss).mean()
+
+
+def _log_loss(outputs: torch.Tensor, label: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """The log loss [...] of outputs [..., output] to which the logarithms of the classes' weights are added."""
+    if len(weights) == 2:
+        score = outputs.squeeze(-1) + math.log(weights[1] / weights[0])
+        return binary_cross_entropy_with_logits(score, label.to(score), reduction="none")
+    balanced = outputs + torch.tensor(weights, device=outputs.device).log().to(outputs)
+    return cross_entropy(balanced.flatten(0, -2), label.flatten(), reduction="none").view(label.shape)
 
 
 def fit(
     directory: StageDirectory,
     split: FoldSplit,
-    weighs: Weighing,
+    weights: Sequence[float],
     architecture: str,
     arguments: Json,
     settings: FitSettings,
@@ -135,6 +138,7 @@ def fit(
     `state_path`, so the weights are those of an undisturbed training, bit for bit.
 
     Args:
+        weights: of the classes in the loss.
         seed: the seed and the fold.
 
     Raises:
@@ -154,14 +158,14 @@ def fit(
             directory, choose=split.choose(TRAIN), patients=settings.batch, random=random, device=device
         )
         for loaded in batches:
-            positive = torch.from_numpy((loaded.column("label") == "true").astype(np.float32)).to(device)
+            label = torch.from_numpy(class_index(loaded.column("label"), model.classes)).to(device)
             optimizer.zero_grad()
             for member in model.members:  # each learns from its own loss and gradient, as it would alone
-                loss_of(member, loaded.batch, positive, weighs, settings.supervise == "every").backward()
+                loss_of(member, loaded.batch, label, weights, settings.supervise == "every").backward()
                 torch.nn.utils.clip_grad_norm_(member.parameters(), CLIP)
             optimizer.step()
             average.update_parameters(model)
-        tuning_loss = _tuning_loss(average.module.eval(), directory, split, device)
+        tuning_loss = _tuning_loss(cast(Classifier, average.module.eval()), directory, split, device)
         if not math.isfinite(tuning_loss):
             raise UserError(f"The loss is not finite after epoch {epoch}: train with a smaller --learning-rate.")
         if tuning_loss < state.best_loss:
@@ -172,17 +176,15 @@ def fit(
     return Fitted(model.eval(), state.epoch, state.best_epoch, state.best_loss)
 
 
-def _tuning_loss(
-    model: torch.nn.Module, directory: StageDirectory, split: FoldSplit, device: torch.device | str
-) -> float:
-    positive, probability = [], []
-    for shard in scored_shards(model, directory, split.choose(TUNING), device):  # type: ignore[arg-type]
-        positive.append(shard.column("label") == "true")
-        probability.append(shard.probability)
+def _tuning_loss(model: Classifier, directory: StageDirectory, split: FoldSplit, device: torch.device | str) -> float:
+    label, probability = [], []
+    for shard in scored_shards(model, directory, split.choose(TUNING), device):
+        label.append(shard.label)
+        probability.append(shard.probabilities)
     found = np.concatenate(probability)
     if not np.isfinite(found).all():
         return math.nan
-    return float(log_loss(np.concatenate(positive), found, labels=[False, True]))
+    return float(log_loss(np.concatenate(label), found, labels=range(found.shape[1])))
 
 
 def _draw_from(*entropy: int) -> np.random.Generator:

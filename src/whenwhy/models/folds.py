@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,8 @@ from whenwhy.events.sequence_loader import Choose
 from whenwhy.events.sequences import TABLE
 from whenwhy.schema import HELD_OUT, SPLITS, TRAIN, TUNING
 from whenwhy.shards import StageDirectory
+
+WHOLE_NUMBER = re.compile(r"-?\d+")
 
 #: Of the patients that a further fold does not hold out, this share tunes.
 TUNING_SHARE = 1 / 8
@@ -77,19 +81,47 @@ def outcomes(directory: StageDirectory) -> pa.Table:
     return pa.concat_tables([directory.read(name, TABLE, names) for name in directory.shards])
 
 
-def require_both_classes(directory: StageDirectory, split: np.ndarray, positive: np.ndarray, fold: str = "") -> None:
-    """Raises `UserError` unless every split has predictions of both classes.
+def classes_in(label: np.ndarray) -> tuple[str, ...]:
+    """The distinct labels in the order of a model's classes: whole numbers by value, others by their characters.
+
+    Example:
+        >>> classes_in(np.array(["10", "9", "10"])), classes_in(np.array(["true", "false"]))
+        (('9', '10'), ('false', 'true'))
+    """
+    found = sorted(map(str, np.unique(label)))
+    if all(WHOLE_NUMBER.fullmatch(name) for name in found):
+        found.sort(key=int)
+    return tuple(found)
+
+
+def class_index(label: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """The place of each label among the classes [prediction] int64; -1: it is none of them.
+
+    Example:
+        >>> class_index(np.array(["dead", "home", "lost"]), ("home", "dead")).tolist()
+        [1, 0, -1]
+    """
+    found = np.full(len(label), -1, dtype=np.int64)
+    for place, name in enumerate(classes):
+        found[label == name] = place
+    return found
+
+
+def require_every_class(
+    directory: StageDirectory, split: np.ndarray, label: np.ndarray, classes: Sequence[str], fold: str = ""
+) -> None:
+    """Raises `UserError` unless every split has predictions of every class.
 
     Args:
-        split: [prediction].
-        positive: [prediction] bool.
+        split, label: [prediction].
         fold: the fold's name, of a fold other than the data set's own split.
     """
     for name in SPLITS:
-        for label in (True, False):
-            if not ((split == name) & (positive == label)).any():
+        for of_class in reversed(classes):
+            if not ((split == name) & (label == of_class)).any():
                 where = f" of {fold}" if fold else ""
+                every = "both classes" if len(classes) == 2 else "every class"
                 raise UserError(
-                    f"{directory.path}: no prediction of split '{name}'{where} has the label '{str(label).lower()}', so "
-                    "nothing can be measured: give labels with both classes in every split, then prepare again."
+                    f"{directory.path}: no prediction of split '{name}'{where} has the label '{of_class}', so "
+                    f"nothing can be measured: give labels with {every} in every split, then prepare again."
                 )

@@ -7,6 +7,7 @@ better than counts, presence, or shares of the steps.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequence_loader import COLUMNS
 from whenwhy.events.sequences import TABLE
-from whenwhy.models.folds import FoldSplit
+from whenwhy.models.folds import FoldSplit, class_index
+from whenwhy.models.sequence_model import TWO_CLASSES
 from whenwhy.schema import TRAIN, TUNING
 from whenwhy.shards import StageDirectory
 
@@ -44,9 +47,9 @@ class FittedRegression:
     n_train: int
     n_train_of: int
 
-    def probability(self, inputs: csr_array) -> np.ndarray:
-        """The probability of the positive class [prediction], from inputs [prediction, feature value]."""
-        return np.asarray(self.model.predict_proba(inputs)[:, 1])
+    def probabilities(self, inputs: csr_array) -> np.ndarray:
+        """Of the classes [prediction, class], from inputs [prediction, feature value]."""
+        return np.asarray(self.model.predict_proba(inputs))
 
 
 def inputs_of(sequences: Sequences, vocabulary_size: int) -> csr_array:
@@ -69,21 +72,36 @@ def inputs_of(sequences: Sequences, vocabulary_size: int) -> csr_array:
 
 
 def logistic_regression(
-    directory: StageDirectory, vocabulary_size: int, split: FoldSplit, seed: int, most: int = MOST_PREDICTIONS
+    directory: StageDirectory,
+    vocabulary_size: int,
+    split: FoldSplit,
+    seed: int,
+    most: int = MOST_PREDICTIONS,
+    classes: Sequence[str] = TWO_CLASSES,
 ) -> FittedRegression:
     """The regression fitted on the training patients, its penalty the one with the least log loss on the tuning patients.
 
-    Memory holds at most `most` predictions of each of the two splits, a sample that follows from `seed`.
+    Of more than two classes it is multinomial. Memory holds at most `most` predictions of each of the two splits, a
+    sample that follows from `seed`.
+
+    Raises:
+        UserError: the sample of the training patients lacks a class.
     """
-    train, positive, n_train_of = _sampled(directory, vocabulary_size, split, TRAIN, most, seed)
-    tuning, tuning_positive, _ = _sampled(directory, vocabulary_size, split, TUNING, most, seed)
+    train, label, n_train_of = _sampled(directory, vocabulary_size, split, TRAIN, most, seed, classes)
+    tuning, tuning_label, _ = _sampled(directory, vocabulary_size, split, TUNING, most, seed, classes)
+    missing = [name for place, name in enumerate(classes) if not (label == place).any()]
+    if missing:
+        raise UserError(
+            f"{directory.path}: of {len(label):,} training predictions that the logistic regression learns from, none has "
+            f"the label '{missing[0]}', so nothing can be compared: join rare classes, then prepare again."
+        )
     best, best_loss, best_penalty = None, np.inf, PENALTIES[0]
     for penalty in PENALTIES:
         with warnings.catch_warnings():
             # The weakest penalties may not converge; the tuning patients judge what comes out all the same.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model = LogisticRegression(C=penalty, max_iter=500).fit(train, positive)
-        loss = log_loss(tuning_positive, model.predict_proba(tuning)[:, 1], labels=[False, True])
+            model = LogisticRegression(C=penalty, max_iter=500).fit(train, label)
+        loss = log_loss(tuning_label, model.predict_proba(tuning), labels=range(len(classes)))
         if loss < best_loss:
             best, best_loss, best_penalty = model, loss, penalty
     assert best is not None
@@ -91,9 +109,15 @@ def logistic_regression(
 
 
 def _sampled(
-    directory: StageDirectory, vocabulary_size: int, split: FoldSplit, name: str, most: int, seed: int
+    directory: StageDirectory,
+    vocabulary_size: int,
+    split: FoldSplit,
+    name: str,
+    most: int,
+    seed: int,
+    classes: Sequence[str],
 ) -> tuple[csr_array, np.ndarray, int]:
-    """Inputs and labels of at most `most` predictions of a split, and how many there are."""
+    """Inputs and places of the labels of at most `most` predictions of a split, and how many there are."""
     subjects = [directory.read(shard, TABLE, ["subject_id"])["subject_id"].to_numpy() for shard in directory.shards]
     rows = [np.flatnonzero(split.of(subject) == name) for subject in subjects]
     total = sum(map(len, rows))
@@ -103,10 +127,10 @@ def _sampled(
         chosen[random.choice(total, most, replace=False)] = True
         begins = np.cumsum([0, *map(len, rows)])[:-1]
         rows = [own[chosen[begin : begin + len(own)]] for own, begin in zip(rows, begins, strict=True)]
-    features, positive = [], []
+    features, label = [], []
     for shard, own in zip(directory.shards, rows, strict=True):
         if len(own):
             sequences = Sequences(directory.read(shard, TABLE, COLUMNS))
             features.append(inputs_of(sequences, vocabulary_size)[own])
-            positive.append(sequences.column("label")[own] == "true")
-    return vstack(features, format="csr"), np.concatenate(positive), total
+            label.append(class_index(sequences.column("label")[own], classes))
+    return vstack(features, format="csr"), np.concatenate(label), total

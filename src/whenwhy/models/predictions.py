@@ -1,14 +1,15 @@
 """A model and a directory of sequences flow in, predictions flow out, a shard at a time.
 
-`whenwhy predict` writes them in the form that the package meds-evaluation reads (its `PredictionSchema`, version
-0.0.6): MEDS labels with two more columns.
+`whenwhy predict` writes those of two classes in the form that the package meds-evaluation reads (its
+`PredictionSchema`, version 0.0.6): MEDS labels with two more columns. That schema has no form for more classes; theirs
+are MEDS labels with the predicted class and a probability a class beside them, named alike.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +22,15 @@ from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequence_loader import Choose, loaded_batches
 from whenwhy.models.checkpoint import load_model, require_same_vocabulary
-from whenwhy.models.sequence_model import SequenceModel
+from whenwhy.models.folds import class_index
+from whenwhy.models.sequence_model import TWO_CLASSES, SequenceModel, classes_of, logits_of
 from whenwhy.schema import SPLITS
 from whenwhy.shards import StageDirectory
 
 #: The split that stands for every prediction.
 ALL = "all"
 
-#: What meds-evaluation reads; a probability of one half or more predicts the positive class.
+#: What meds-evaluation reads; a probability of one half or more predicts the later class.
 PREDICTION_SCHEMA = pa.schema(
     [
         ("subject_id", pa.int64()),
@@ -40,23 +42,61 @@ PREDICTION_SCHEMA = pa.schema(
 )
 
 
+#: Of more classes, a column a class is named so, with the class behind it.
+PROBABILITY_OF = "predicted_categorical_probability:"
+
+
+def prediction_schema(classes: Sequence[str]) -> pa.Schema:
+    """The columns of predictions: PREDICTION_SCHEMA, with the label's own name unless it is true or false.
+
+    Example:
+        >>> prediction_schema(("home", "dead", "nursing")).names[3:]  # doctest: +NORMALIZE_WHITESPACE
+        ['predicted_categorical_value', 'predicted_categorical_probability:home',
+         'predicted_categorical_probability:dead', 'predicted_categorical_probability:nursing']
+    """
+    label = ("categorical_value", pa.string())
+    if len(classes) == 2:
+        return pa.schema([*PREDICTION_SCHEMA, *([label] if tuple(classes) != TWO_CLASSES else [])])
+    of_classes = [(f"{PROBABILITY_OF}{name}", pa.float32()) for name in classes]
+    return pa.schema([*list(PREDICTION_SCHEMA)[:2], label, ("predicted_categorical_value", pa.string()), *of_classes])
+
+
 @dataclass(frozen=True)
 class ScoredShard:
     """The wanted predictions of one shard, in its order.
 
     Attributes:
         rows: [prediction] which of the sequences they are, ascending.
-        score: [prediction] float64, logits.
+        classes: the model's.
+        logits: [prediction, class] float64.
     """
 
     sequences: Sequences
     rows: np.ndarray
-    score: np.ndarray
+    classes: tuple[str, ...]
+    logits: np.ndarray
+
+    @property
+    def score(self) -> np.ndarray:
+        """The logit of the later of two classes [prediction] float64."""
+        return np.asarray(self.logits[:, 1] - self.logits[:, 0])
 
     @property
     def probability(self) -> np.ndarray:
-        """Of the positive class [prediction] float64."""
+        """Of the later of two classes [prediction] float64."""
         return np.asarray(torch.sigmoid(torch.from_numpy(self.score)).numpy())
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of the classes [prediction, class] float64."""
+        if len(self.classes) == 2:
+            return np.stack([1 - self.probability, self.probability], axis=1)
+        return np.asarray(torch.from_numpy(self.logits).softmax(1).numpy())
+
+    @property
+    def label(self) -> np.ndarray:
+        """The place of each label among the classes [prediction]; -1: it is none of them."""
+        return class_index(self.column("label"), self.classes)
 
     def column(self, name: str) -> np.ndarray:
         """A plain column of these predictions."""
@@ -66,7 +106,7 @@ class ScoredShard:
 def scored_shards(
     model: SequenceModel, directory: StageDirectory, choose: Choose | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[ScoredShard]:
-    """Every wanted prediction's score, in order; shards without one are left out.
+    """Every wanted prediction's logits, in order; shards without one are left out.
 
     The model must be in evaluation mode. Memory holds a shard or two.
 
@@ -74,28 +114,29 @@ def scored_shards(
     """
     current: Sequences | None = None
     rows: list[np.ndarray] = []
-    score: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
+    classes = classes_of(model)
 
     def whole(sequences: Sequences) -> ScoredShard:
         of_rows = np.concatenate(rows)
         order = np.argsort(of_rows)
-        return ScoredShard(sequences, of_rows[order], np.concatenate(score)[order])
+        return ScoredShard(sequences, of_rows[order], classes, np.concatenate(logits)[order])
 
     for loaded in loaded_batches(directory, choose=choose, patients=512, steps=1 << 15, device=device):
         if current is not loaded.sequences:
             if current is not None:
                 yield whole(current)
-            current, rows, score = loaded.sequences, [], []
+            current, rows, logits = loaded.sequences, [], []
         with torch.no_grad():
-            found = model.score(model.embed(loaded.batch), loaded.batch.lengths)
+            found = logits_of(model, model.embed(loaded.batch), loaded.batch.lengths)
         rows.append(loaded.batch.rows)
-        score.append(found.double().cpu().numpy())
+        logits.append(found.double().cpu().numpy())
     if current is not None:
         yield whole(current)
 
 
 def predict(sequences_path: Path, model_path: Path, out: Path, split: str = "held_out") -> int:
-    """How many predictions of the split were written to the Parquet file `out`, as `PREDICTION_SCHEMA`.
+    """How many predictions of the split were written to the Parquet file `out`, as `prediction_schema` of the classes.
 
     The split is the data set's own; "all" takes every prediction. The file is written beside `out` and
     renamed, so it is there as a whole or not at all.
@@ -117,7 +158,7 @@ def predict(sequences_path: Path, model_path: Path, out: Path, split: str = "hel
     temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
     written = 0
     try:
-        with pq.ParquetWriter(temporary, PREDICTION_SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(temporary, prediction_schema(classes_of(model)), compression="zstd") as writer:
             for shard in scored_shards(model, sequences, _choose(split)):
                 writer.write_table(_table(shard))
                 written += len(shard.rows)
@@ -136,14 +177,16 @@ def _choose(split: str) -> Choose | None:
 
 
 def _table(shard: ScoredShard) -> pa.Table:
-    probability = shard.probability
-    return pa.table(
-        {
-            "subject_id": shard.sequences.table["subject_id"].take(shard.rows),
-            "prediction_time": shard.sequences.table["prediction_time"].take(shard.rows),
-            "boolean_value": shard.column("label") == "true",
-            "predicted_boolean_value": probability >= 0.5,
-            "predicted_boolean_probability": probability.astype(np.float32),
-        },
-        schema=PREDICTION_SCHEMA,
-    )
+    schema, probabilities = prediction_schema(shard.classes), shard.probabilities
+    # Ties go to the class that is named later: a probability of one half predicts the positive class.
+    predicted = probabilities.shape[1] - 1 - probabilities[:, ::-1].argmax(1)
+    told = {
+        "subject_id": shard.sequences.table["subject_id"].take(shard.rows),
+        "prediction_time": shard.sequences.table["prediction_time"].take(shard.rows),
+        "boolean_value": shard.label == 1,
+        "predicted_boolean_value": predicted == 1,
+        "predicted_boolean_probability": probabilities[:, 1].astype(np.float32),
+        "categorical_value": pa.array(shard.column("label"), pa.string()),
+        "predicted_categorical_value": pa.array([shard.classes[place] for place in predicted], pa.string()),
+    } | {f"{PROBABILITY_OF}{name}": probabilities[:, at].astype(np.float32) for at, name in enumerate(shard.classes)}
+    return pa.table({name: told[name] for name in schema.names}, schema=schema)

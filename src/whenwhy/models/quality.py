@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from whenwhy.shards import Json
 
@@ -51,16 +53,22 @@ class Discrimination:
         return auroc, float((rise * precision).sum() / true[-1])
 
 
-def discrimination(subject: np.ndarray, positive: np.ndarray, named: dict[str, np.ndarray], seed: int) -> Json:
+def discrimination(
+    subject: np.ndarray, positive: np.ndarray, named: dict[str, np.ndarray], seed: int, classes: Sequence[str] = ()
+) -> Json:
     """AUROC and AUPRC, each with a 95 % interval (`_low`, `_high`), of one or more models on the same predictions.
 
     Intervals are percentiles over bootstrap samples of patients, with all their predictions. The first
     two models' difference of AUROCs has an interval from the same samples, so it is paired.
 
+    Of several classes each is told from all others, and the figures are the means over the classes, whatever
+    their sizes (scikit-learn's "ovr" and "macro"); a class's own are in `by_class`.
+
     Args:
         subject: [prediction] whose each prediction is.
-        positive: [prediction] bool.
-        named: a prefix, e.g. "logistic_regression_", -> probability [prediction].
+        positive: [prediction] bool; of several classes [prediction, class].
+        named: a prefix, e.g. "logistic_regression_", -> probability, shaped as `positive`.
+        classes: the names of several.
 
     Example:
         >>> told = discrimination(np.arange(4), np.array([0, 1, 1, 0]), {"": np.array([0.1, 0.9, 0.8, 0.3])}, seed=0)
@@ -69,20 +77,28 @@ def discrimination(subject: np.ndarray, positive: np.ndarray, named: dict[str, n
     """
     patients, whose = np.unique(subject, return_inverse=True)
     random = np.random.default_rng(seed)
-    models = [Discrimination(positive, probability) for probability in named.values()]
-    drawn = np.empty((SAMPLES, len(models), 2))
+    against = positive.reshape(len(subject), -1)  # [prediction, class]
+    of_models = [probability.reshape(len(subject), -1) for probability in named.values()]
+    models = [[Discrimination(*pair) for pair in zip(against.T, each.T, strict=True)] for each in of_models]
+    drawn = np.empty((SAMPLES, len(models), against.shape[1], 2))
     for sample in range(SAMPLES):
         times = np.bincount(random.integers(0, len(patients), len(patients)), minlength=len(patients))
         weight = times[whose].astype(np.float64)
-        drawn[sample] = [model.under(weight) for model in models]
+        drawn[sample] = [[of_class.under(weight) for of_class in model] for model in models]
     told: Json = {}
-    for at, (prefix, probability) in enumerate(named.items()):
-        told |= _with_interval(f"{prefix}auroc", roc_auc_score(positive, probability), drawn[:, at, 0])
-        told |= _with_interval(f"{prefix}auprc", average_precision_score(positive, probability), drawn[:, at, 1])
+    for at, (prefix, each) in enumerate(zip(named, of_models, strict=True)):
+        by_class: dict[str, Json] = {name: {} for name in classes}
+        for kind, (figure, measured) in enumerate((("auroc", roc_auc_score), ("auprc", average_precision_score))):
+            found = [measured(*pair) for pair in zip(against.T, each.T, strict=True)]
+            told |= _with_interval(f"{prefix}{figure}", np.mean(found), drawn[:, at, :, kind].mean(1))
+            for place, name in enumerate(classes):
+                by_class[name] |= _with_interval(figure, found[place], drawn[:, at, place, kind])
+        if classes:
+            told[f"{prefix}by_class"] = by_class
     if len(named) > 1:
         first, second = list(named)[:2]
         difference = told[f"{first}auroc"] - told[f"{second}auroc"]
-        told |= _with_interval(f"{first}auroc_difference", difference, drawn[:, 0, 0] - drawn[:, 1, 0])
+        told |= _with_interval(f"{first}auroc_difference", difference, (drawn[:, 0, :, 0] - drawn[:, 1, :, 0]).mean(1))
     return told
 
 
@@ -128,6 +144,31 @@ def calibration(positive: np.ndarray, probability: np.ndarray) -> Json:
         "calibration_slope": slope,
         "calibration_intercept": float(brentq(excess, -50, 50)),
         "calibration_curve": curve,
+    }
+
+
+def calibration_of_classes(label: np.ndarray, probability: np.ndarray, classes: Sequence[str]) -> Json:
+    """Brier score and log loss, and of each class told from all others what `calibration` says of it.
+
+    The Brier score is the sum over the classes (Brier 1950, equation 2), from 0 to 2.
+
+    Args:
+        label: [prediction] the place of its class.
+        probability: [prediction, class].
+
+    Example:
+        >>> told = calibration_of_classes(np.array([0, 1, 2] * 9), np.full((27, 3), 1 / 3), ("a", "b", "c"))
+        >>> round(told["brier"], 3), round(told["log_loss"], 3), sorted(told["calibration_curve"])
+        (0.667, 1.099, ['a', 'b', 'c'])
+    """
+    true = np.eye(len(classes))[label]
+    each = {name: calibration(true[:, at] > 0, probability[:, at]) for at, name in enumerate(classes)}
+    told = ("brier", "calibration_slope", "calibration_intercept")
+    return {
+        "brier": float(((probability - true) ** 2).sum(1).mean()),
+        "log_loss": float(log_loss(label, probability, labels=range(len(classes)))),
+        "by_class": {name: {key: found[key] for key in told} for name, found in each.items()},
+        "calibration_curve": {name: found["calibration_curve"] for name, found in each.items()},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from whenwhy.events.sequence_batch import EVENTS, STATIC
 from whenwhy.models.bag_classifier import BagClassifier
-from whenwhy.models.sequence_model import Embedded
+from whenwhy.models.sequence_model import TWO_CLASSES, Embedded, class_logits
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -72,8 +73,9 @@ class RecurrentClassifier(BagClassifier):
         bidirectional: bool = False,
         pooling: str = "last",
         input_dropout: float = 0.0,
+        classes: Sequence[str] = TWO_CLASSES,
     ) -> None:
-        super().__init__(vocabulary_size, hidden, dropout, input_dropout)
+        super().__init__(vocabulary_size, hidden, dropout, input_dropout, classes)
         self.pooling, self.directions = pooling, 2 if bidirectional else 1
         if bidirectional:
             self.not_causal = "a bidirectional one has seen the end of the record at its first step"
@@ -84,27 +86,27 @@ class RecurrentClassifier(BagClassifier):
         width = hidden * self.directions
         if pooling == "additive":
             self.energy = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
-        self.head = nn.Linear(width + hidden, 1)
+        self.head = self._head(width + hidden)
 
-    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
+    def outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """One output, or one a class [patient, output]."""
         pooled = self._pooled(self._states(embedded, lengths), lengths)  # [patient, width]
         return self._read(pooled, embedded[STATIC])
 
-    def step_scores(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """What `score` would say of the record cut after each step [patient, step]; padding says nothing.
+    def step_outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """What `outputs` would say of the record cut after each step [patient, step, output]; padding says nothing.
 
         Raises:
             UserError: the model is bidirectional.
         """
         if self.not_causal:
-            return super().step_scores(embedded, lengths)
+            return super().step_outputs(embedded, lengths)
         states = self._states(embedded, lengths)
         pooled = self._pooled_prefixes(states, states[:, 1:])  # [patient, step, width]
         return self._read(pooled, embedded[STATIC].unsqueeze(1).expand(-1, pooled.shape[1], -1))
 
-    def own_step_scores(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
-        """The score of the record cut after each step, as a function of that step alone [..., patient, step].
+    def own_step_logits(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
+        """The logits of the record cut after each step, as a function of that step alone [..., patient, step, class].
 
         All states of the past in one pass without gradient, then one step of the cell for all steps at once.
 
@@ -116,10 +118,10 @@ class RecurrentClassifier(BagClassifier):
             UserError: the model is bidirectional.
         """
         if self.not_causal:
-            return super().step_scores(before, before[STATIC])
+            return super().step_outputs(before, before[STATIC])
         states, ends = self._own(before, own)
         pooled = self._pooled_prefixes(states, ends)
-        return self._read(pooled, before[STATIC].unsqueeze(1).expand_as(ends))
+        return class_logits(self._read(pooled, before[STATIC].unsqueeze(1).expand_as(ends)))
 
     def own_states(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
         """The last layer's states after each step, as a function of that step alone [..., patient, step, width]."""
@@ -187,8 +189,7 @@ class RecurrentClassifier(BagClassifier):
         return later
 
     def _read(self, pooled: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
-        logit: torch.Tensor = self.head(self.drop(torch.cat([pooled, static], dim=-1))).squeeze(-1)
-        return logit
+        return self._told(torch.cat([pooled, static], dim=-1))
 
     def _states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """The start and the states after each step [patient, 1 + step, width]."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from whenwhy.events.sequence_batch import EVENTS, STATIC
 from whenwhy.models.bag_classifier import BagClassifier
-from whenwhy.models.sequence_model import Embedded
+from whenwhy.models.sequence_model import TWO_CLASSES, Embedded
 
 
 class Retain(BagClassifier):
-    """The logit is linear in sum_i alpha_i beta_i * v_i and in the static values.
+    """An output is linear in sum_i alpha_i beta_i * v_i and in the static values.
 
     Choi et al., "RETAIN: an interpretable predictive model for healthcare using reverse time attention
     mechanism", NeurIPS 2016, steps 1 to 5: v_i is the embedding of step i, alpha_i a number (a softmax over
@@ -33,14 +35,15 @@ class Retain(BagClassifier):
         *,
         layers: int = 1,
         input_dropout: float = 0.0,
+        classes: Sequence[str] = TWO_CLASSES,
     ) -> None:
-        super().__init__(vocabulary_size, hidden, dropout, input_dropout)
+        super().__init__(vocabulary_size, hidden, dropout, input_dropout, classes)
         between = dropout if layers > 1 else 0.0
         self.alpha_cell = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=between)
         self.beta_cell = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=between)
         self.alpha_head = nn.Linear(hidden, 1)
         self.beta_head = nn.Linear(hidden, hidden)
-        self.head = nn.Linear(2 * hidden, 1)
+        self.head = self._head(2 * hidden)
 
     def attention_weights(self, embedded: Embedded, lengths: torch.Tensor) -> Embedded:
         """Alpha, events [patient, step]: it sums to 1 over true steps and is 0 in padding; static [patient]: 0."""
@@ -57,13 +60,12 @@ class Retain(BagClassifier):
         events = (alpha.unsqueeze(2) * beta).unsqueeze(3) * of_events
         return {EVENTS: events, STATIC: of_static.expand(len(lengths), -1, -1)}
 
-    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
+    def outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """One output, or one a class [patient, output]."""
         values = self.drop(embedded[EVENTS])  # [patient, step, hidden]
         alpha, beta = self._attention(values, lengths)
         context = (alpha.unsqueeze(2) * beta * values).sum(1)  # [patient, hidden]: 0 for a record without steps
-        logit: torch.Tensor = self.head(self.drop(torch.cat([context, embedded[STATIC]], dim=1))).squeeze(1)
-        return logit
+        return self._told(torch.cat([context, embedded[STATIC]], dim=1))
 
     def _attention(self, values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         step = torch.arange(values.shape[1], device=lengths.device)

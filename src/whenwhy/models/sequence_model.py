@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -28,14 +28,51 @@ class SequenceModel(Protocol):
         ...
 
     def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The logit of the positive class [patient]; padded steps do not count."""
+        """The logit of the positive class, which is the later of two [patient]; padded steps do not count."""
         ...
+
+
+class ModelOfClasses:
+    """A `SequenceModel` whose classes have names: two have one output, the logit of the later; more have a logit each.
+
+    A `SequenceModel` need not be one: of others the classes are "false" and "true", and `score` is all there is.
+    """
+
+    #: The classes' names, in the order of their logits.
+    classes: tuple[str, ...] = ("false", "true")
+
+    def outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """One output, or one a class [patient, output]; padded steps do not count."""
+        raise NotImplementedError
+
+    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The logit of the later of two classes [patient].
+
+        Raises:
+            UserError: the model has more classes.
+        """
+        return self.the_one(self.outputs(embedded, lengths))
+
+    def logits(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """A logit a class [patient, class], whose softmax are the probabilities."""
+        return class_logits(self.outputs(embedded, lengths))
+
+    def the_one(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The only output [...], of outputs [..., output].
+
+        Raises:
+            UserError: there are several.
+        """
+        if len(self.classes) != 2:
+            raise UserError(f"The model has a logit a class ({', '.join(self.classes)}), not one: name a class.")
+        return outputs.squeeze(-1)
 
 
 class StepwiseModel(SequenceModel, Protocol):
     """A model that says of itself whether it has scores at the steps of a record.
 
-    It may also have `own_step_scores(before, own)`: those scores as functions of each one's own step alone.
+    It may also have `own_step_logits(before, own)`: a logit a class [..., patient, step, class] of the record cut after
+    each step, as a function of that step alone.
     """
 
     #: Why it has none; None: it is causal, and has them.
@@ -70,8 +107,8 @@ class RestartingModel(SequenceModel, Protocol):
         ...
 
 
-#: The classes of a model that tells one logit.
-TWO_CLASSES = ("false", "true")
+#: The classes of yes/no labels, which a model has unless it says otherwise.
+TWO_CLASSES = ModelOfClasses.classes
 
 
 def classes_of(model: SequenceModel) -> tuple[str, ...]:
@@ -79,12 +116,32 @@ def classes_of(model: SequenceModel) -> tuple[str, ...]:
     return tuple(getattr(model, "classes", TWO_CLASSES))
 
 
+def n_outputs(classes: Sequence[str]) -> int:
+    """How many outputs tell classes apart: one logit of two classes, of more a logit each.
+
+    Example:
+        >>> n_outputs(("alive", "dead")), n_outputs(("home", "nursing", "dead"))
+        (1, 3)
+    """
+    return 1 if len(classes) == 2 else len(classes)
+
+
+def class_logits(outputs: torch.Tensor) -> torch.Tensor:
+    """A logit a class [..., class] of outputs [..., output]: beside a single one, 0 stands for the earlier of two classes.
+
+    Example:
+        >>> class_logits(torch.tensor([[3.0]])).tolist()
+        [[0.0, 3.0]]
+    """
+    return outputs if outputs.shape[-1] > 1 else torch.cat([torch.zeros_like(outputs), outputs], dim=-1)
+
+
 def logits_of(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-    """The model's outputs [patient, class], whose softmax are the probabilities; of one logit, 0 stands for "false"."""
+    """The model's outputs [patient, class], whose softmax are the probabilities; beside a single score stands 0."""
     if hasattr(model, "logits"):
         found: torch.Tensor = model.logits(embedded, lengths)
         return found
-    return beside_zero(model.score(embedded, lengths))
+    return class_logits(model.score(embedded, lengths).unsqueeze(-1))
 
 
 def step_logits_of(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
@@ -98,12 +155,7 @@ def step_logits_of(model: SequenceModel, embedded: Embedded, lengths: torch.Tens
         return found
     if not hasattr(model, "step_scores"):
         raise UserError("The model has no scores at the steps of a record: name a target without @STEP.")
-    return beside_zero(model.step_scores(embedded, lengths))
-
-
-def beside_zero(score: torch.Tensor) -> torch.Tensor:
-    """The outputs [..., class] of one logit [...], of which 0 stands for "false"."""
-    return torch.stack([torch.zeros_like(score), score], dim=-1)
+    return class_logits(model.step_scores(embedded, lengths).unsqueeze(-1))
 
 
 def embed_bags(table: torch.Tensor, bags: Bags, weights: torch.Tensor | None = None) -> torch.Tensor:

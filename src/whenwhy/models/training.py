@@ -7,7 +7,7 @@ out other patients, only to measure: the same training, beside a logistic regres
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from whenwhy.models.architectures import ARCHITECTURES, model_arguments
 from whenwhy.models.checkpoint import checkpoint_files, vocabulary_sha256
 from whenwhy.models.fit_state import forget
 from whenwhy.models.fitting import CLASS_WEIGHTS, SUPERVISE, FitSettings, Fitted, fit, weighing
-from whenwhy.models.folds import FoldSplit, fold_split, outcomes, require_both_classes
+from whenwhy.models.folds import FoldSplit, class_index, classes_in, fold_split, outcomes, require_every_class
 from whenwhy.models.logistic_regression import FittedRegression, inputs_of, logistic_regression
 from whenwhy.models.predictions import scored_shards
-from whenwhy.models.quality import calibration, discrimination
+from whenwhy.models.quality import calibration, calibration_of_classes, discrimination
+from whenwhy.models.sequence_model import TWO_CLASSES, n_outputs
 from whenwhy.schema import HELD_OUT, TRAIN
 from whenwhy.shards import Json, StageDirectory
 
@@ -50,7 +51,7 @@ class TrainSettings(FitSettings):
     folds: int = 1
     seed: int = 0
 
-    def arguments(self, vocabulary_size: int) -> Json:
+    def arguments(self, vocabulary_size: int, classes: Sequence[str] = TWO_CLASSES) -> Json:
         """What the architecture is called with."""
         return model_arguments(
             self.architecture,
@@ -62,6 +63,7 @@ class TrainSettings(FitSettings):
             dropout=self.dropout,
             input_dropout=self.input_dropout,
             members=self.members,
+            classes=classes,
         )
 
     @property
@@ -90,14 +92,15 @@ def train(sequences_path: Path, out: Path, settings: TrainSettings, workers: Wor
     """The model directory: one entry a fold, with its weights, held-out predictions and measurements.
 
     Raises:
-        UserError: an option that does not exist or does not fit the others, or a split without both classes.
+        UserError: an option that does not exist or does not fit the others, or a split that lacks a class.
 
     Example: `train(Path("seq"), Path("model"), TrainSettings(folds=5))`
     """
     settings.check()
     sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
     told = outcomes(sequences)
-    require_both_classes(sequences, column(told, "split"), column(told, "positive"))
+    label = column(told, "label")
+    require_every_class(sequences, column(told, "split"), label, classes_in(label))
     keys = [f"fold-{number + 1}" for number in range(settings.folds)]
     stage = StageDirectory.create(
         out,
@@ -122,9 +125,7 @@ def scratch_of(stage: StageDirectory) -> Path:
 
 
 def column(told: pa.Table, name: str) -> np.ndarray:
-    """A column of `outcomes` as an array [prediction]; "positive" is its label as bool."""
-    if name == "positive":
-        return np.asarray(told["label"].to_numpy() == "true")
+    """A column of `outcomes` as an array [prediction]."""
     return np.asarray(told[name].to_numpy())
 
 
@@ -141,21 +142,22 @@ class TrainFold:
         source = StageDirectory.open(Path(self.sequences), "prepare")
         settings = TrainSettings(**stage.settings)
         size = source.read(VOCABULARY, VOCABULARY, ["feature_value_id"]).num_rows
-        arguments = settings.arguments(size)
         told = outcomes(source)
-        subject, own, positive = (column(told, name) for name in ("subject_id", "split", "positive"))
+        subject, own, label = (column(told, name) for name in ("subject_id", "split", "label"))
+        classes = classes_in(label)
+        arguments = settings.arguments(size, classes)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
         def one_fold(key: str) -> int:
             number = int(key.rpartition("-")[2])
             split = fold_split(subject, own, number, settings.folds, settings.seed)
             of = split.of(subject)
-            require_both_classes(source, of, positive, key)
+            require_every_class(source, of, label, classes, key)
             state_path = scratch_of(stage) / f"{key}.safetensors"
             fitted = fit(
                 source,
                 split,
-                weighing(settings.class_weights, positive[of == TRAIN]),
+                weighing(settings.class_weights, class_index(label[of == TRAIN], classes), len(classes)),
                 settings.architecture,
                 arguments,
                 settings.fitting,
@@ -163,7 +165,7 @@ class TrainFold:
                 state_path=state_path,
                 device=device,
             )
-            regression = logistic_regression(source, size, split, settings.seed)
+            regression = logistic_regression(source, size, split, settings.seed, classes=classes)
             held_out = _held_out(source, split, size, fitted, regression, device)
             description: Json = {
                 "architecture": settings.architecture,
@@ -188,41 +190,70 @@ def _held_out(
     device: torch.device,
 ) -> pa.Table:
     """What model and regression say of the held-out patients' predictions, in order."""
-    tables = []
+    tables, n = [], n_outputs(fitted.model.classes)
     for shard in scored_shards(fitted.model, source, split.choose(HELD_OUT), device):
         table = shard.sequences.table.select(["subject_id", "prediction_time", "label"]).take(shard.rows)
         inputs = inputs_of(shard.sequences, size)[shard.rows]
-        table = table.append_column("probability", pa.array(shard.probability))
-        tables.append(table.append_column(f"{REGRESSION}probability", pa.array(regression.probability(inputs))))
+        for prefix, told in (("", shard.probabilities), (REGRESSION, regression.probabilities(inputs))):
+            for name, values in zip(probability_columns(fitted.model.classes, prefix), told.T[-n:], strict=True):
+                table = table.append_column(name, pa.array(values))
+        tables.append(table)
     return pa.concat_tables(tables)
+
+
+def probability_columns(classes: Sequence[str], prefix: str = "") -> list[str]:
+    """The columns of a model's held-out predictions: of two classes the later's probability, of more a class's each.
+
+    Example:
+        >>> probability_columns(("home", "dead")), probability_columns(("a", "b", "c"), REGRESSION)[0]
+        (['probability'], 'logistic_regression_probability:a')
+    """
+    return [
+        f"{prefix}probability" + (f":{name}" if len(classes) > 2 else "") for name in classes[-n_outputs(classes) :]
+    ]
 
 
 def summary_of(held_out: pa.Table, fitted: Fitted, regression: FittedRegression, seed: int) -> Json:
     """What a fold measured on its held-out patients; what begins with n_ counts patients or predictions."""
-    subject, positive = held_out["subject_id"].to_numpy(), column(held_out, "positive")
-    named = {prefix: held_out[f"{prefix}probability"].to_numpy() for prefix in ("", REGRESSION)}
-    calibrated = {
-        f"{prefix}{name}": value
-        for prefix, probability in named.items()
-        for name, value in calibration(positive, probability).items()
-    }
+    subject, classes = held_out["subject_id"].to_numpy(), fitted.model.classes
+    label = class_index(column(held_out, "label"), classes)
+    several = classes if len(classes) > 2 else ()
+    named = {
+        prefix: np.stack([held_out[name].to_numpy() for name in probability_columns(classes, prefix)], axis=1)
+        for prefix in ("", REGRESSION)
+    }  # [prediction, class], of two classes the later alone
+    positive = label[:, None] == np.arange(len(classes))[-n_outputs(classes) :]
+    told = discrimination(subject, positive, named, seed, several)
+    for prefix, probability in named.items():
+        calibrated = (
+            calibration_of_classes(label, probability, several)
+            if several
+            else calibration(positive[:, 0], probability[:, 0])
+        )
+        for name, found in calibrated.pop("by_class", {}).items():
+            told[f"{prefix}by_class"][name] |= found
+        told |= {f"{prefix}{name}": value for name, value in calibrated.items()}
+    counts: Json = {"n_positive": int(positive.sum())}
+    if several:
+        counts = {"n_by_class": {name: int((label == place).sum()) for place, name in enumerate(classes)}}
     return {
         "n_held_out": len(subject),
         "n_held_out_patients": len(np.unique(subject)),
-        "n_positive": int(positive.sum()),
+        **counts,
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "tuning_loss": fitted.tuning_loss,
         f"{REGRESSION}penalty": regression.penalty,
         f"n_{REGRESSION}train": regression.n_train,
         f"n_{REGRESSION}train_of": regression.n_train_of,
-        **discrimination(subject, positive, named, seed),
-        **calibrated,
+        **told,
     }
 
 
 def measured(model: StageDirectory) -> Json:
     """What training measured on held-out patients: per fold, means, and the paired difference of the AUROCs.
+
+    Of several classes AUROC and AUPRC are means over them, each told from all others.
 
     Calibration curves stay with the model, since their bins count few patients; a model that was not
     measured has its folds alone.
@@ -250,25 +281,35 @@ def measured_sentence(measurement: Json) -> str:
     folds, error = measurement["folds"], measurement["difference_standard_error"]
     own, regression = measurement["auroc"], measurement["logistic_regression_auroc"]
     first = folds[0]
-    shipped = (
-        f"{first['auroc']:.3f} ({first['auroc_low']:.3f} to {first['auroc_high']:.3f}; {first['n_positive']:,} positive "
-        f"of {first['n_held_out']:,})"
-    )
+    several, of = "n_by_class" in first, ""
+    counted = f"{first.get('n_positive', 0):,} positive of {first['n_held_out']:,}"
+    if several:
+        of, counted = ", a class beside all others, mean of the classes", f"{first['n_held_out']:,} predictions"
+    shipped = f"{first['auroc']:.3f} ({first['auroc_low']:.3f} to {first['auroc_high']:.3f}; {counted})"
     if error is None:
-        told = f"held-out AUROC {shipped}; logistic regression on the same inputs {regression:.3f}"
+        told = f"held-out AUROC{of} {shipped}; logistic regression on the same inputs {regression:.3f}"
     else:
         told = (
-            f"held-out AUROC, mean of {len(folds)} folds: {own:.3f}; logistic regression on the same inputs "
+            f"held-out AUROC{of}, mean of {len(folds)} folds: {own:.3f}; logistic regression on the same inputs "
             f"{regression:.3f}; paired difference {measurement['difference']:+.4f} (standard error {error:.4f}); "
             f"the model that ships is fold 1's, {shipped} beside {first['logistic_regression_auroc']:.3f}"
+        )
+    n, n_of = first["n_logistic_regression_train"], first["n_logistic_regression_train_of"]
+    learned = f". The regression learned from a sample of {n:,} of {n_of:,} predictions" if n < n_of else ""
+    if several:
+        each = ", ".join(
+            f"{name} {found['auroc']:.3f} ({first['n_by_class'][name]:,})" for name, found in first["by_class"].items()
+        )
+        return (
+            f"{told}. Its classes: {each}; log loss {first['log_loss']:.4f} beside "
+            f"{first['logistic_regression_log_loss']:.4f}, Brier score {first['brier']:.4f}{learned}"
         )
     slope = "none" if first["calibration_slope"] is None else f"{first['calibration_slope']:.2f}"
     told += (
         f". Its AUPRC is {first['auprc']:.3f} ({first['auprc_low']:.3f} to {first['auprc_high']:.3f}), Brier score "
         f"{first['brier']:.4f}, calibration slope {slope} and intercept {first['calibration_intercept']:+.2f}"
     )
-    n, of = first["n_logistic_regression_train"], first["n_logistic_regression_train_of"]
-    return told + (f". The regression learned from a sample of {n:,} of {of:,} predictions" if n < of else "")
+    return told + learned
 
 
 def load_sequences(directory: StageDirectory | Path | str) -> Sequences:

@@ -28,7 +28,7 @@ QUANTITIES = {
 }
 IN_UNITS = ("contribution", "step_contribution", "steepness")
 
-TARGET_UNITS = {"logit": "log-odds", "probability": "probability"}
+TARGET_UNITS = {"logit": "log-odds", "log_odds": "log-odds", "probability": "probability"}
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -215,8 +215,7 @@ def unit_of(run: Mapping[str, Any]) -> str:
         >>> unit_of({"measures": "contribution", "target": "logit"}), unit_of({"measures": "share", "target": "logit"})
         ('log-odds', 'share needed')
     """
-    unit = TARGET_UNITS.get(run["target"], str(run["target"]))
-    return unit if run["measures"] in IN_UNITS else quantity(run)
+    return target_unit(str(run["target"])) if run["measures"] in IN_UNITS else quantity(run)
 
 
 def quantity_in_unit(run: Mapping[str, Any]) -> str:
@@ -230,6 +229,22 @@ def quantity_in_unit(run: Mapping[str, Any]) -> str:
     """
     told = f"{quantity(run)}, in {unit_of(run)}" if run["measures"] in IN_UNITS else quantity(run)
     return told if "contribution" in told else f"{told}, not a contribution"
+
+
+def target_unit(target: str) -> str:
+    """The unit of a target.
+
+    Example:
+        >>> target_unit("logit"), target_unit("log_odds:dead:home"), target_unit("probability:dead@-1")
+        ('log-odds', 'log-odds of dead against home', 'probability of dead, step -1')
+    """
+    what, at, step = target.partition("@")
+    kind, *classes = what.split(":")
+    if kind not in TARGET_UNITS or (kind == "log_odds" and len(classes) != 2):
+        return target
+    unit = TARGET_UNITS[kind] if kind != "logit" or not classes else "logit"
+    named = f" of {' against '.join(classes)}" if classes else ""
+    return unit + named + (f", step {step}" if at else "")
 
 
 def feature_words(code: str, description: str | None) -> str:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
 from whenwhy.attribution.signals import Plain, Rule
+from whenwhy.attribution.targets import PROBABILITY
 from whenwhy.errors import UserError
 from whenwhy.models.sequence_model import Embedded
 
@@ -87,8 +88,11 @@ def relevance(question: Question, rule: Relevance) -> Embedded:
     """Relevance per unit of the embeddings, shaped as they are.
 
     Raises:
-        UserError: another baseline than the empty record, which relevance does not know.
+        UserError: another baseline than the empty record, which relevance does not know, or a probability, whose
+            softmax is a gate to it.
     """
+    if question.target.kind == PROBABILITY:
+        raise UserError("A probability is not handed back: use the target logit or log_odds.")
     if question.given.embedded:
         raise UserError("Relevance is not told against a baseline: use the baseline 'empty'.")
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in question.embedded.items()}

@@ -6,7 +6,7 @@ the bags. The network's own first layer is, so it is taken out, and its table is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -19,10 +19,13 @@ from whenwhy.events.feature_values import FOREIGN_OFFSET
 from whenwhy.events.sequence_batch import EVENTS, STATIC, Bags, SequenceBatch, Sequences
 from whenwhy.models.foreign.call import Call, how_called
 from whenwhy.models.foreign.first_layer import Given, recurrence_given, table_of
-from whenwhy.models.sequence_model import Embedded, embed_bags
+from whenwhy.models.sequence_model import TWO_CLASSES, Embedded, ModelOfClasses, embed_bags
 
 #: By how much the adapted score may differ, in units of the score or of 1, whichever is larger.
 EQUAL = 1e-4
+
+#: By how much probabilities of all classes may miss 1.
+UNITY = 1e-3
 
 #: Sequences that the proof compares, and the most numbers in the multi-hot form of one of them.
 SAMPLE, DENSE_NUMBERS = 64, 1 << 25
@@ -46,20 +49,29 @@ class Proof:
     repeated: int  # sequences in which a step holds a value more than once
 
 
-class ForeignModel(nn.Module):
+class ForeignModel(ModelOfClasses, nn.Module):
     """A stranger's network as a `SequenceModel`.
 
     Attributes:
+        classes: as `classes_named` gives them.
         table: [feature value, width] what each feature value adds to the first layers' answers, side by side.
         network: the stranger's, with something `Given` in place of those layers.
         mean: a step's values are averaged, so that each weighs 1 / n; n is the record's, and stays on the path.
         padded: sequences of unlike lengths share a batch; else only like ones do, and padding never exists.
     """
 
-    def __init__(self, original: nn.Module, size: int, static_in: str = FIRST, output: str = LOGIT) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        size: int,
+        static_in: str = FIRST,
+        output: str = LOGIT,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         self.vocabulary_size, self.static_in, self.output = size + FOREIGN_OFFSET, static_in, output
         self.call, readers = how_called(original, size)
+        self.classes = classes_named(classes, self.call.logits)
         self.readers = [reader.name for reader in readers]
         self.network = deepcopy(original)
         tables = []
@@ -102,8 +114,8 @@ class ForeignModel(nn.Module):
         alone = (batch.lengths == 0) & (batch.streams[STATIC].sizes > 0)
         return batch if self.static_in == NONE else replace(batch, lengths=batch.lengths.masked_fill(alone, 1))
 
-    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The logit of the positive class [patient]; a record without steps is one empty step."""
+    def outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """One output, or one a class [patient, output]; a record without steps is one empty step."""
         events, static = embedded[EVENTS], embedded[STATIC].unsqueeze(1)
         n_steps = lengths.clamp(min=1)
         step = torch.arange(events.shape[1], device=events.device)
@@ -112,25 +124,25 @@ class ForeignModel(nn.Module):
         elif self.static_in == FIRST:
             events = events + static * (step == 0).view(1, -1, 1)
         if self.padded:
-            return self._score(events, n_steps, (step < lengths.unsqueeze(1)))
+            return self._outputs(events, n_steps, (step < lengths.unsqueeze(1)))
         groups = [torch.nonzero(lengths == length).squeeze(1) for length in torch.unique(lengths).tolist()]
-        scores = [
-            self._score(events[rows, : int(n_steps[rows[0]])], n_steps[rows], lengths[rows].unsqueeze(1) > 0)
+        found = [
+            self._outputs(events[rows, : int(n_steps[rows[0]])], n_steps[rows], lengths[rows].unsqueeze(1) > 0)
             for rows in groups
         ]
-        return torch.cat(scores)[torch.argsort(torch.cat(groups))]
+        return torch.cat(found)[torch.argsort(torch.cat(groups))]
 
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
+        """The logit of the later of two classes [patient]."""
         return self.score(self.embed(batch), self.seen(batch).lengths)
 
-    def _score(self, events: torch.Tensor, n_steps: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    def _outputs(self, events: torch.Tensor, n_steps: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         for reader, value in zip(self.readers, events.split(self.widths, dim=2), strict=True):
             layer = self.network.get_submodule(reader)
             layer.value = value
         x = self._in_its_place(events, there)
         outputs = self.call.outputs(self.network, x, n_steps)
-        return log_odds(outputs, self.output)
+        return told_apart(outputs, self.output)
 
     def _in_its_place(self, events: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """What the network is called with: of the right shape, something where there is a step, else nothing."""
@@ -170,36 +182,65 @@ class ForeignModel(nn.Module):
         }
 
 
-def log_odds(outputs: torch.Tensor, output: str) -> torch.Tensor:
-    """The log-odds of the positive class [patient] of logits or probabilities [patient, 1 or 2 classes].
+def classes_named(names: Sequence[str] | None, answers: int) -> tuple[str, ...]:
+    """The classes of a network of so many answers: those named, else false and true, or of more than two 0, 1, ...
+
+    Raises:
+        UserError: there are fewer or more names than classes, or two the same.
+
+    Example:
+        >>> classes_named(None, 1), classes_named(None, 3), classes_named(["alive", "dead"], 2)
+        (('false', 'true'), ('0', '1', '2'), ('alive', 'dead'))
+    """
+    classes = max(2, answers)
+    if names is None:
+        return TWO_CLASSES if classes == 2 else tuple(map(str, range(classes)))
+    if len(names) != classes or len(set(names)) != classes or not all(names):
+        raise UserError(
+            f"--classes names {', '.join(names)}, and the model has {classes} classes: name each once, in the order of "
+            f"its answers{', the class of the logit last' if answers == 1 else ''}."
+        )
+    return tuple(names)
+
+
+def told_apart(answers: torch.Tensor, output: str) -> torch.Tensor:
+    """What tells the classes apart [patient, output], of logits or probabilities [patient, 1 or a class].
+
+    Of one or two answers it is the log-odds of the later class, of more a logit each.
 
     Raises:
         UserError: a probability is exactly 0 or 1, so that its log-odds are infinite, or is none.
 
     Example:
-        >>> log_odds(torch.tensor([[1.0, 3.0]]), "logit"), log_odds(torch.tensor([[0.5]]), "probability")
-        (tensor([2.]), tensor([0.]))
+        >>> told_apart(torch.tensor([[1.0, 3.0]]), "logit"), told_apart(torch.tensor([[0.5]]), "probability")
+        (tensor([[2.]]), tensor([[0.]]))
     """
     if output == PROBABILITY:
-        if not ((outputs > 0) & (outputs < 1)).all():
+        if not ((answers > 0) & (answers < 1)).all():
             raise UserError(
                 "The model's answer is not strictly between 0 and 1 everywhere, so it has no log-odds: give a callable "
                 "that returns the logit, and --output logit."
             )
-        outputs = outputs.log() if outputs.shape[1] == 2 else torch.logit(outputs)
-    return outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs[:, 0]
+        answers = torch.logit(answers) if answers.shape[1] == 1 else answers.log()
+    return (answers[:, 1] - answers[:, 0]).unsqueeze(1) if answers.shape[1] == 2 else answers
 
 
 def adapted(
-    original: nn.Module, size: int, sequences: Sequences, static_in: str = FIRST, output: str | None = None
+    original: nn.Module,
+    size: int,
+    sequences: Sequences,
+    static_in: str = FIRST,
+    output: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[ForeignModel, Proof]:
-    """The network behind bags, and the proof on `sequences` that its scores are the original's.
+    """The network behind bags, and the proof on `sequences` that its outputs are the original's.
 
     Args:
         size: values that the network counts; feature value i + 1 is its index i.
         sequences: some of the user's own; up to 64 of them, from the shortest to the longest, are compared.
         static_in: where undated values go: "first" step, "every" step or "none".
         output: "logit" or "probability"; needed where the answers could be either.
+        classes: their names, in the order of the network's answers; None: see `classes_named`.
 
     Raises:
         UserError: the network cannot be called, or is not the same behind bags.
@@ -211,7 +252,7 @@ def adapted(
     if output is not None and output not in OUTPUTS:
         raise unknown_name("kind of output", output, OUTPUTS)
     original = original.cpu().eval()
-    model = ForeignModel(original, size, static_in).eval()
+    model = ForeignModel(original, size, static_in, classes=classes).eval()
     rows = _sample(sequences, size)
     singles = [sequences.batch(np.array([row])) for row in rows]
     with torch.no_grad():
@@ -224,7 +265,12 @@ def adapted(
             "or --output logit."
         )
     model.output = output or LOGIT
-    wanted = log_odds(answers, model.output)
+    if model.output == PROBABILITY and answers.shape[1] > 1 and ((answers.sum(1) - 1).abs() > UNITY).any():
+        raise UserError(
+            "The model's probabilities of the classes do not sum to 1, so the classes do not exclude each other: give a "
+            "callable that returns the answer of one class, or a softmax of all."
+        )
+    wanted = told_apart(answers, model.output)
     difference = _proven(model, sequences.batch(rows), wanted)
     n_steps = sequences.n_steps[rows]
     repeated = sum(_has_repeats(single.streams[EVENTS]) for single in singles)
@@ -232,7 +278,7 @@ def adapted(
 
 
 def _proven(model: ForeignModel, batch: SequenceBatch, wanted: torch.Tensor) -> float:
-    """The largest difference, of the first way to pool and pad that is equal; `UserError` if none is.
+    """The largest difference, of the first way to pool and pad that is equal in every output; `UserError` if none is.
 
     Whatever stands in the input's place, the score must be the same: so the input is used nowhere else, or
     only to see that something is there.
@@ -256,9 +302,9 @@ def _proven(model: ForeignModel, batch: SequenceBatch, wanted: torch.Tensor) -> 
         if (differences <= EQUAL * wanted.abs().clamp(min=1)).all():
             _narrow_if_equal(model, batch, wanted)
             return float(differences.max())
-        worst = int(differences.argmax())
+        worst = divmod(int(differences.argmax()), wanted.shape[1])  # (sequence, output)
         told = (
-            f"a sequence of {int(batch.lengths[worst])} steps scores {float(wanted[worst]):.6g}, and "
+            f"a sequence of {int(batch.lengths[worst[0]])} steps scores {float(wanted[worst]):.6g}, and "
             f"{float(scores[0][worst]):.6g} behind bags (largest difference {float(differences.max()):.3g}, "
             f"allowed {EQUAL:g})"
         )
@@ -277,7 +323,7 @@ def _proven(model: ForeignModel, batch: SequenceBatch, wanted: torch.Tensor) -> 
 def _with(model: ForeignModel, placeholder: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
     model.placeholder = placeholder
     with torch.no_grad():
-        return model(batch)  # type: ignore[no-any-return]
+        return model.outputs(model.embed(batch), model.seen(batch).lengths)
 
 
 def _narrow_if_equal(model: ForeignModel, batch: SequenceBatch, wanted: torch.Tensor) -> None:

@@ -35,7 +35,7 @@ class Call:
         steps_first: the network wants [step, patient, ...].
         lengths, mask: the names of such arguments.
         mask_is_padding: the mask is true where there is nothing.
-        logits: 1, or 2 where each class has its own.
+        logits: 1, or one a class.
         every_step: the answer has a step axis, of which the last true step counts.
         answer_turned: the answer's first axis is the step.
     """
@@ -77,7 +77,8 @@ class Call:
             2: "indexes [patient, step]",
             3: "indexes [patient, step, place]",
         }
-        answer = ("one logit", "two logits")[self.logits - 1] + (" a step" if self.every_step else "")
+        number = {1: "one logit", 2: "two logits"}.get(self.logits, f"{self.logits} logits")
+        answer = number + (" a step" if self.every_step else "")
         return f"{taken[self.ids]}{', steps first' if self.steps_first else ''} -> {answer}"
 
 
@@ -153,7 +154,7 @@ def how_called(network: nn.Module, size: int) -> tuple[Call, list[Reader]]:
     furthest = max(reasons, key=lambda tried: tried.far)
     raise UserError(
         f"The model could not be called with the sequences: {furthest}; give --model a callable whose forward takes "
-        "multi-hot [patient, step, value] or indexes, and returns a logit a patient."
+        "multi-hot [patient, step, value] or indexes, and returns a logit a patient, or one a class."
     )
 
 
@@ -201,15 +202,14 @@ def _tried(network: nn.Module, wide: Mapping[str, nn.Module], size: int, call: C
             hook.remove()
     if not received:
         raise _NoFitError(1, f"none of its layers over {size} values ({', '.join(wide)}) receives the input itself")
-    shapes = {
-        PATIENTS: (1, False),
-        2 * PATIENTS: (2, False),
-        PATIENTS * STEPS: (1, True),
-        2 * PATIENTS * STEPS: (2, True),
-    }
-    if answer.numel() not in shapes:
+    with torch.no_grad():
+        shorter = call.ask(network, x[:, :-1], full - 1)
+    # An answer that grows with the steps has one for each; five classes and five steps look alike otherwise.
+    every_step = shorter.numel() != answer.numel()
+    of_each, rest = divmod(answer.numel(), PATIENTS)
+    logits, rest_of_step = divmod(of_each, STEPS) if every_step else (of_each, 0)
+    if rest or rest_of_step or not logits or (every_step and shorter.numel() != PATIENTS * (STEPS - 1) * logits):
         raise _NoFitError(2, f"it answers {PATIENTS} patients of {STEPS} steps with the shape {list(answer.shape)}")
-    logits, every_step = shapes[answer.numel()]
     turned = every_step and tuple(answer.shape[:2]) == (STEPS, PATIENTS)
     call = replace(call, logits=logits, every_step=every_step, answer_turned=turned)
     _require_patients_apart(network, call, size, x, full)

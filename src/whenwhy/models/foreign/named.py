@@ -44,6 +44,7 @@ class ForeignSource:
         arguments: keyword arguments for the callable, JSON.
         output: "logit" or "probability", where the answers could be either.
         static_in: where undated values go: "first" step, "every" step or "none".
+        classes: their names, separated by commas, in the order of the answers; None: false and true, or 0, 1, ...
         vocabulary: the file that the sequences were prepared with; PyHealth's models need it.
         trust: run code that the weights file holds.
         folder: where the module is looked for first.
@@ -54,6 +55,7 @@ class ForeignSource:
     arguments: str = "{}"
     output: str | None = None
     static_in: str = FIRST
+    classes: str | None = None
     vocabulary: Path | None = None
     trust: bool = False
     folder: str = ""
@@ -77,6 +79,8 @@ class ForeignSource:
             "output": self.output,
             "static_in": self.static_in,
         }
+        if self.classes is not None:
+            recorded["classes"] = self._class_names
         return recorded if self._is_pyhealth else recorded | {"code_sha256": _code_sha256(self._callable())}
 
     def weights_sha256(self) -> str:
@@ -108,21 +112,29 @@ class ForeignSource:
                 raise UserError(f"{self.name} needs --weights and --vocabulary, a JSON file {{key: {{code: index}}}}.")
             state = read_weights(self.weights, self.trust)
             kind = self.name.partition(":")[2]
-            model = PyHealthModel(kind, state, stream_sizes(vocabulary), self.static_in).eval()
-            return model.to(device), {"model": self.name, "layers": model.keys, "proof": None}
+            model = PyHealthModel(kind, state, stream_sizes(vocabulary), self.static_in, self._class_names).eval()
+            facts: Json = {"model": self.name, "layers": model.keys, "classes": list(model.classes), "proof": None}
+            return model.to(device), facts
         network = self._made()
         if self.weights is not None:
             put_weights(network, read_weights(self.weights, self.trust), str(self.weights))
-        foreign, proof = adapted(network, len(codes), _some_of(sequences), self.static_in, self.output)
+        foreign, proof = adapted(
+            network, len(codes), _some_of(sequences), self.static_in, self.output, self._class_names
+        )
         told: Json = {
             "model": self.name,
             "called_with": foreign.call.words(),
             "layers": foreign.readers,
             "output": foreign.output,
+            "classes": list(foreign.classes),
             "mean_of_values": foreign.mean,
             "proof": proof.__dict__,
         }
         return foreign.to(device), told
+
+    @property
+    def _class_names(self) -> list[str] | None:
+        return None if self.classes is None else [name.strip() for name in self.classes.split(",")]
 
     @property
     def _is_pyhealth(self) -> bool:

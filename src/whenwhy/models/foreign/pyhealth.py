@@ -18,7 +18,7 @@ NIPS 2016; PyHealth: Yang et al., KDD 2023.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,9 +28,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.feature_values import FOREIGN_OFFSET
 from whenwhy.events.sequence_batch import EVENTS, STATIC, Bags, SequenceBatch
-from whenwhy.models.foreign.adapter import FIRST, LOGIT, NONE, log_odds
+from whenwhy.models.foreign.adapter import FIRST, LOGIT, NONE, classes_named, told_apart
 from whenwhy.models.foreign.weights import State, put_weights
-from whenwhy.models.sequence_model import Embedded, embed_bags
+from whenwhy.models.sequence_model import Embedded, ModelOfClasses, embed_bags
 
 TABLE_NAME = re.compile(r"embedding_model\.embedding_layers\.(.+)\.weight")
 
@@ -90,7 +90,7 @@ class RetainKey(nn.Module):
 MODELS: dict[str, tuple[str, type[nn.Module]]] = {"rnn": ("rnn", RecurrentKey), "retain": ("retain", RetainKey)}
 
 
-class PyHealthModel(nn.Module):
+class PyHealthModel(ModelOfClasses, nn.Module):
     """PyHealth's RNN or RETAIN as a `SequenceModel`.
 
     Which steps hold nothing of a key must not change on the way to the empty record, and embeddings on the
@@ -101,6 +101,7 @@ class PyHealthModel(nn.Module):
         state: the checkpoint's tensors.
         sizes: how many indexes each feature key has, in the order in which they follow each other.
         static_in: "first" or "none".
+        classes: their names, in the order of the model's answers; None: see `classes_named`.
 
     Raises:
         UserError: an unknown kind, or a checkpoint of another model or vocabulary.
@@ -111,7 +112,14 @@ class PyHealthModel(nn.Module):
         "PyHealth tells a visit without a code of a feature key by its empty embedding, and counts it as padding"
     )
 
-    def __init__(self, kind: str, state: State, sizes: Mapping[str, int], static_in: str = FIRST) -> None:
+    def __init__(
+        self,
+        kind: str,
+        state: State,
+        sizes: Mapping[str, int],
+        static_in: str = FIRST,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         if kind not in MODELS:
             raise unknown_name("PyHealth model", kind, MODELS)
@@ -147,8 +155,7 @@ class PyHealthModel(nn.Module):
             put_weights(self.key_networks[key], own, f"the PyHealth checkpoint's {part}.{key}")
         self.fc = nn.Linear(state["fc.weight"].shape[1], len(state["fc.weight"]))
         self.fc.load_state_dict({"weight": state["fc.weight"], "bias": state["fc.bias"]})
-        if self.fc.out_features not in (1, 2):
-            raise UserError(f"The PyHealth model has {self.fc.out_features} classes: models of two are explained here.")
+        self.classes = classes_named(classes, self.fc.out_features)
         rows = [torch.zeros(FOREIGN_OFFSET, width), *(tables[key] for key in sizes)]
         self.table = nn.Parameter(torch.cat(rows))
         place = {key: i for i, key in enumerate(self.keys)}
@@ -181,8 +188,8 @@ class PyHealthModel(nn.Module):
         digits = self.base ** torch.arange(1, len(self.keys) + 1, device=missing.device)
         return replace(batch, lengths=n_steps + (missing * digits).sum(1))
 
-    def score(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
-        """The logit of the positive class [patient]; `lengths` as `seen` gave them, or plain ones."""
+    def outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """One output, or one a class [patient, output]; `lengths` as `seen` gave them, or plain ones."""
         n_steps = (lengths % self.base).clamp(min=1)
         events, static = embedded[EVENTS], embedded[STATIC]
         events = torch.cat([events[:, :1] + static.unsqueeze(1), events[:, 1:]], dim=1)
@@ -191,10 +198,10 @@ class PyHealthModel(nn.Module):
             missing = lengths // self.base ** (place + 1) % self.base
             key_steps = (n_steps - missing).clamp(min=1)
             summaries.append(self.key_networks[key](events[:, :, place], key_steps, n_steps))
-        return log_odds(self.fc(torch.cat(summaries, dim=1)), LOGIT)
+        return told_apart(self.fc(torch.cat(summaries, dim=1)), LOGIT)
 
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
-        """The logit of the positive class [patient]."""
+        """The logit of the later of two classes [patient]."""
         seen = self.seen(batch)
         return self.score(self.embed(seen), seen.lengths)
 
