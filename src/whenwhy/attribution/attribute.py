@@ -159,7 +159,6 @@ def question_of(
     if baseline not in BASELINES:
         raise unknown_name("baseline", baseline, BASELINES)
     given = given_baseline(baseline, model, batch, population, seed)
-    batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
     tensors = fitted.tensors if fitted else None
     return Question(model, batch, given, target, tolerance, seed, baseline, population, tensors)
 

@@ -68,6 +68,7 @@ class Question:
     Attributes:
         embedded, baseline: a tensor a stream, without gradient; padding is 0 in both.
         lengths: [patient] true steps.
+        told_lengths: [patient] how the model is told of them: some networks count a record's steps their own way.
         tolerance: of completeness, in units of the score.
         seed, draws: of the run, and random numbers of each prediction.
         kind: the name of the baseline, one of `BASELINES`.
@@ -94,6 +95,7 @@ class Question:
         self.model, self.batch, self.target, self.tolerance = model, batch, target, tolerance
         self.seed, self.fitted = seed, dict(fitted or {})
         self.lengths = batch.lengths
+        self.told_lengths = getattr(model, "seen", lambda same: same)(batch).lengths
         self.weights = {name: bags.weights.detach() for name, bags in batch.streams.items()}
         self.given = given
         with torch.no_grad():
@@ -131,7 +133,7 @@ class Question:
             logits = torch.stack([torch.zeros_like(self.score), self.score], dim=1)
         else:
             with torch.no_grad():
-                logits = logits_of(self.model, self.embedded, self.lengths)
+                logits = logits_of(self.model, self.embedded, self.told_lengths)
         return logits.double().softmax(1)
 
     @cached_property
@@ -146,7 +148,7 @@ class Question:
         Args:
             rows: [row] whose each is; None: one a patient, in order.
         """
-        return self.target.score(self.model, embedded, self.lengths if rows is None else self.lengths[rows])
+        return self.target.score(self.model, embedded, self.told_lengths if rows is None else self.told_lengths[rows])
 
     def outputs(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """All that is explained at once [row, ..., class], as `explained` takes it: here that one number [row, 1]."""
@@ -154,7 +156,9 @@ class Question:
 
     def told_apart(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """What says which class is predicted [row, ..., class], as `explained` takes it."""
-        return self.target.told_apart(self.model, embedded, self.lengths if rows is None else self.lengths[rows])
+        return self.target.told_apart(
+            self.model, embedded, self.told_lengths if rows is None else self.told_lengths[rows]
+        )
 
     def score_of(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The explained number [row] of any embeddings [row, ...], without gradient; `rows` as for `explained`."""
@@ -183,7 +187,7 @@ class Question:
         """
         with torch.no_grad():
             later = cast(RestartingModel, self.model).resumed(past, of)
-            return self.target.score(later, embedded, self.lengths[rows])
+            return self.target.score(later, embedded, self.told_lengths[rows])
 
     def gradients_at(self, embedded: Embedded, rows: torch.Tensor | None = None) -> Embedded:
         """The explained number's gradients at any embeddings [row, ...], shaped as they are.

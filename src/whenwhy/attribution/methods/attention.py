@@ -38,7 +38,7 @@ def attention(question: Question) -> Explanation:
     if tell is None:
         raise UserError(NO_ATTENTION)
     with torch.no_grad():
-        weights = tell(question.embedded, question.lengths)
+        weights = tell(question.embedded, question.told_lengths)
     events, static = question.values[EVENTS], question.values[STATIC]
     told = {EVENTS: weights[EVENTS][events.patient, events.step], STATIC: weights[STATIC][static.patient]}
     return Explanation(Contributions(told, {}), question.evaluations(1))

@@ -41,6 +41,6 @@ def retain_contributions(question: Question) -> Explanation:
     if tell is None:
         raise UserError(NO_EFFECTS)
     with torch.no_grad():
-        effects = tell(question.embedded, question.lengths)
+        effects = tell(question.embedded, question.told_lengths)
         chosen = {name: question.target.of_outputs(question.model, effect) for name, effect in effects.items()}
     return Explanation(question.contributions(chosen), question.evaluations(1))
