@@ -237,6 +237,26 @@ def test_every_method_explains_a_strangers_network(method: str) -> None:
     assert torch.isfinite(found.streams[EVENTS]).all()
 
 
+def test_units_of_records_of_unlike_lengths_are_their_own() -> None:
+    """The network takes like lengths only, so a batch is several calls, each with states of its own."""
+    _, model, sequences = of("LinearGRU")
+    assert not model.padded
+    batch = sequences.batch(np.arange(len(sequences)))
+    assert len(torch.unique(batch.lengths)) > 3
+    found = attribute(model, batch, target="unit:3")
+    for row in range(len(sequences)):
+        alone = attribute(model, sequences.batch(np.array([row])), target="unit:3")
+        assert abs(float(alone.score[0] - found.score[row])) < 1e-6
+    assert len(torch.unique(found.score)) > 5
+
+
+def test_a_network_that_was_asked_keeps_nothing_of_it() -> None:
+    """So it can be copied, and the graph of its last batch is gone."""
+    _, model, sequences = of("DenseGRU")
+    attribute(model, sequences.batch(np.arange(4)))
+    assert all(not model.network.get_submodule(reader).value.numel() for reader in model.readers)  # type: ignore[operator]
+
+
 def test_nothing_of_the_vocabularys_width_is_built() -> None:
     """The recurrent layer that read multi-hot vectors is fed at its gates, and called with one number a step."""
     _, model, _ = of("DenseGRU")

@@ -114,7 +114,8 @@ class Decomposition(TwoPasses):
                 return STEPS[cell.kind](cell, projected, states)
             shares = self.shares[self.order] if call.packed and self.order is not None else self.shares
             rest = tuple(all_of - beta for all_of, beta in zip(whole, states, strict=True))
-            return BETA[cell.kind](cell, (own, noted - own), states, rest, shares[: len(own), place].unsqueeze(1))
+            share = shares[: len(own), place].unsqueeze(1).to(own)
+            return BETA[cell.kind](cell, (own, noted - own), states, rest, share)
 
         bare = replace(call, steps=[plain(given) for given in call.steps], start=tuple(plain(of) for of in call.start))
         return unrolled(bare, step, begins)

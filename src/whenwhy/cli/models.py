@@ -125,6 +125,9 @@ def attribute_command(
     ] = "logit",
     tolerance: Annotated[float, typer.Option(help="Of completeness, in score units.")] = 1e-4,
     seed: Annotated[int, typer.Option(help="Of methods and baselines that draw.")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="What is computed in: float32, float64, or bfloat16, whose error is measured and told.")
+    ] = "float32",
     weights: Annotated[
         Path | None, typer.Option(help="Your network's weights: .safetensors, or .pt, .pth, .ckpt, .bin.")
     ] = None,
@@ -150,10 +153,13 @@ def attribute_command(
         attribute_shards,
         fitted_sentence,
         residual_sentence,
+        rounding_sentence,
     )
     from whenwhy.models.foreign.named import ForeignSource, proof_sentence
 
-    settings = AttributeSettings(method, baseline, target, tolerance, _named_options(option or []), seed)
+    settings = AttributeSettings(
+        method, baseline, target, tolerance, _named_options(option or []), seed, precision=precision
+    )
     foreign = ForeignSource(model, weights, arguments, output, static_in, vocabulary, trust)
     own = Path(model).exists() or ":" not in model
     if own and foreign != ForeignSource(model):
@@ -168,6 +174,8 @@ def attribute_command(
         out.print(f"{proof_sentence(stage.entry(ABOUT).summary['foreign'])}.", soft_wrap=True)
     if fitted_sentence(stage):
         out.print(f"{fitted_sentence(stage)}.", soft_wrap=True)
+    if rounding_sentence(stage):
+        out.print(f"{rounding_sentence(stage)}.", soft_wrap=True)
     out.print(f"Wrote {out_path} (run {stage.run_id}): {residual_sentence(stage)}.", soft_wrap=True)
 
 
