@@ -128,11 +128,35 @@ def attribute(
         )
         return _answered(question, chosen, asked)
 
+    if not len(batch):
+        return _of_nobody(model, batch, baseline, target)
     found = explained(at_precision(model, precision, batch), batch_at(batch, precision))
     if precision != BFLOAT16:
         return found
     exact = explained(model, first_records(batch, SAMPLE))
     return replace(found, precision_error=precision_error([(found, exact)]))
+
+
+def _of_nobody(model: SequenceModel, batch: SequenceBatch, baseline: str, target: str | Target) -> Attributions:
+    """What any method says of a batch without predictions; no network need be asked, and some cannot."""
+    _named(baseline, target)
+    nothing = batch.hours.new_zeros(0)
+    return Attributions(
+        {name: torch.zeros_like(bags.weights) for name, bags in batch.streams.items()},
+        nothing,
+        nothing,
+        torch.zeros_like(batch.lengths, dtype=torch.int32),
+        nothing.double(),
+        batch.hours.new_zeros(0, len(classes_of(model)), dtype=torch.float64),
+        classes_of(model),
+    )
+
+
+def _named(baseline: str, target: str | Target) -> Target:
+    """The target; raises `UserError` if there is none of this name, or no such baseline."""
+    if baseline not in BASELINES:
+        raise unknown_name("baseline", baseline, BASELINES)
+    return target_named(target) if isinstance(target, str) else target
 
 
 def _answered(question: Question, chosen: Method, options: Mapping[str, Any]) -> Attributions:
@@ -166,14 +190,11 @@ def question_of(
     fitted: Fitted | None = None,
 ) -> Question:
     """What a method is asked; the arguments are those of `attribute`."""
-    if isinstance(target, str):
-        target = target_named(target)
-    if baseline not in BASELINES:
-        raise unknown_name("baseline", baseline, BASELINES)
+    asked = _named(baseline, target)
     batch = getattr(model, "seen", lambda same: same)(batch)  # some networks count a record's steps their own way
     given = given_baseline(baseline, model, batch, population, seed)
     tensors = fitted.tensors if fitted else None
-    return Question(model, batch, given, target, tolerance, seed, baseline, population, tensors)
+    return Question(model, batch, given, asked, tolerance, seed, baseline, population, tensors)
 
 
 def fit_method(
