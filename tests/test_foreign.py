@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -428,6 +429,18 @@ def command(run: SmallRun, weights: Path, out: Path, *others: str) -> tuple[int,
         ],
     )  # fmt: skip
     return told.exit_code, told.output + (str(told.exception) if told.exception else "")
+
+
+def test_a_network_without_gradients_is_told_which_methods_need_none(small_run: SmallRun, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "cut.pt"
+    torch.save(stranger.CutOff(**json.loads(arguments_of(small_run))).state_dict(), weights)
+    named = ("--model", "foreign_models.stranger:CutOff", "--output", "logit")
+    code, told = command(small_run, weights, tmp_path / "needing", *named)
+    assert code != 0
+    assert "no gradient: use a method that needs none, such as occlusion" in told
+    code, told = command(small_run, weights, tmp_path / "without", *named, "--method", "temporal_occlusion")
+    assert code == 0, told
 
 
 def test_from_the_command_line_to_the_store(small_run: SmallRun, trained: Path, tmp_path: Path) -> None:
