@@ -130,7 +130,7 @@ TERMS = [
     own("relevance_dropout", "the same messages in every run", "seed=question.seed * 1_000_003 + run", "seed=question.seed * 1_000_003"),
     Mutant("relevance_dropout", "what stays weighs no more", "methods.layerwise_relevance", "(kept / (1 - self.dropout))", "kept",
            GUARDS["relevance_dropout"]),
-    own("contextual_decomposition", "the whole part to each member", "/ size[name]\n", "\n"),
+    own("contextual_decomposition", "the whole part to each member", " / size[name]", ""),
     own("contextual_decomposition", "steps and values for each other", "own = torch.cat([of.id if unit == FEATURE_VALUE else of.step",
         "own = torch.cat([of.step if unit == FEATURE_VALUE else of.id"),
     own("extremal_mask", "the perturbation does not learn", "networks, networks.parameters, epochs", "networks, [], epochs"),
