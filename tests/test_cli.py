@@ -21,6 +21,7 @@ from whenwhy import __version__
 from whenwhy.attribution import registered_methods
 from whenwhy.cli import app
 from whenwhy.events.sources import registered_sources
+from whenwhy.shards import StageDirectory
 from whenwhy.store.queries import named_queries
 
 
@@ -253,6 +254,10 @@ def test_bad_names_get_the_nearest(small_run: SmallRun, tmp_path: Path, whenwhy:
             ("attribute", run.sequences, "--model", run.model, "--method", "integrated", "--out", new),
             "'integrated_gradients'",
         ),
+        (
+            ("attribute", run.sequences, "--model", run.model, "--baseline", "rate", "--out", new),
+            "no baseline 'rate': did you mean 'rates'",
+        ),
         (("attribute", run.sequences, "--model", run.sequences, "--out", new), "written by `whenwhy prepare`"),
         (("attribute", run.sequences, "--model", run.model, "--tolerance", "-1", "--out", new), "tolerance above 0"),
         (("attribute", tmp_path / "none", "--model", run.model, "--out", new), "there is no"),
@@ -317,6 +322,19 @@ def test_a_full_disk_gets_a_sentence_and_nothing_is_published(small_run: SmallRu
     assert "Traceback" not in told.stderr
     assert not list((tmp_path / "attr" / "entries").glob("g0-*.json"))
     assert not list((tmp_path / "attr").rglob(".tmp-*"))
+
+
+def test_a_tolerance_that_is_not_reached_is_told(small_run: SmallRun, tmp_path: Path, whenwhy: Command) -> None:
+    ask = ("attribute", small_run.sequences, "--model", small_run.model, "--inline", "--tolerance", 1e-12)
+    status, said, _ = whenwhy(*ask, "--out", tmp_path / "attr")
+    assert status == 0
+    over = re.search(r"([\d,]+) predictions; .*tolerance 1e-12, ([\d,]+) over it", said)
+    assert over
+    stage = StageDirectory.open(tmp_path / "attr")
+    told = [stage.read(shard, "predictions", ["completeness_residual"]) for shard in stage.shards]
+    residual = pa.concat_tables(told)["completeness_residual"].to_numpy()
+    assert int(over[1].replace(",", "")) == len(residual)
+    assert int(over[2].replace(",", "")) == (abs(residual) > 1e-12).sum() > 0
 
 
 def test_debug_shows_the_traceback(small_run: SmallRun) -> None:

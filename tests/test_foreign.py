@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -236,6 +237,26 @@ def test_every_method_explains_a_strangers_network(method: str) -> None:
     own = population_of([batch], model.vocabulary_size, np.arange(model.vocabulary_size), batch)
     found = explained(model, batch, batch, method=method, population=own)
     assert torch.isfinite(found.streams[EVENTS]).all()
+
+
+def test_units_of_records_of_unlike_lengths_are_their_own() -> None:
+    """The network takes like lengths only, so a batch is several calls, each with states of its own."""
+    _, model, sequences = of("LinearGRU")
+    assert not model.padded
+    batch = sequences.batch(np.arange(len(sequences)))
+    assert len(torch.unique(batch.lengths)) > 3
+    found = attribute(model, batch, target="unit:3")
+    for row in range(len(sequences)):
+        alone = attribute(model, sequences.batch(np.array([row])), target="unit:3")
+        assert abs(float(alone.score[0] - found.score[row])) < 1e-6
+    assert len(torch.unique(found.score)) > 5
+
+
+def test_a_network_that_was_asked_keeps_nothing_of_it() -> None:
+    """So it can be copied, and the graph of its last batch is gone."""
+    _, model, sequences = of("DenseGRU")
+    attribute(model, sequences.batch(np.arange(4)))
+    assert all(not model.network.get_submodule(reader).value.numel() for reader in model.readers)  # type: ignore[operator]
 
 
 def test_nothing_of_the_vocabularys_width_is_built() -> None:
@@ -511,6 +532,18 @@ def command(run: SmallRun, weights: Path, out: Path, *others: str) -> tuple[int,
         ],
     )  # fmt: skip
     return told.exit_code, told.output + (str(told.exception) if told.exception else "")
+
+
+def test_a_network_without_gradients_is_told_which_methods_need_none(small_run: SmallRun, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "cut.pt"
+    torch.save(stranger.CutOff(**json.loads(arguments_of(small_run))).state_dict(), weights)
+    named = ("--model", "foreign_models.stranger:CutOff", "--output", "logit")
+    code, told = command(small_run, weights, tmp_path / "needing", *named)
+    assert code != 0
+    assert "no gradient: use a method that needs none, such as occlusion" in told
+    code, told = command(small_run, weights, tmp_path / "without", *named, "--method", "temporal_occlusion")
+    assert code == 0, told
 
 
 def test_from_the_command_line_to_the_store(small_run: SmallRun, trained: Path, tmp_path: Path) -> None:

@@ -207,6 +207,11 @@ def test_from_the_command_line(kind: str, tmp_path: Path) -> None:
     assert residual_summary(attributions)["n_over_tolerance"] == 0
     assert attributions.entry(ABOUT).summary["quality"] == {"folds": []}  # nobody is held out
 
+    masked = [*arguments, "--out", str(tmp_path / "masks"), "--method", "extremal_mask"]
+    told = CliRunner().invoke(app, [*masked, "--vocabulary", str(tmp_path / "vocab.json")])
+    assert told.exit_code != 0
+    assert "this model takes no such input: PyHealth tells a visit without a code" in str(told.exception)
+
     own = json.loads((tmp_path / "vocab.json").read_text())
     own["drugs"]["drugs-2"], own["drugs"]["drugs-3"] = 3, 2
     (tmp_path / "other.json").write_text(json.dumps(own))

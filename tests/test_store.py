@@ -89,7 +89,7 @@ CONTRACT = {
         "sum_gradient_vector": "DOUBLE[]",
     },
     "runs": {
-        **dict.fromkeys(("run_id", "method", "measures", "baseline", "target"), "VARCHAR"),
+        **dict.fromkeys(("run_id", "method", "measures", "baseline", "target", "precision"), "VARCHAR"),
         **dict.fromkeys(("model_sha256", "vocabulary_sha256", "input_sha256", "code_version", "quality"), "VARCHAR"),
         "format_version": "INTEGER",
         **dict.fromkeys(("tolerance", "residual_median", "residual_maximum"), "DOUBLE"),

@@ -229,6 +229,7 @@ RUNS: Final = pa.schema(
         ("measures", pa.string()),  # what its numbers are: a contribution, or something that is none
         ("baseline", pa.string()),
         ("target", pa.string()),
+        ("precision", pa.string()),  # float32, float64 or bfloat16
         ("outcome", pa.string()),
         ("model_sha256", pa.string()),
         ("vocabulary_sha256", pa.string()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,12 @@ from replicas.integrated_gradients import dense_score
 from whenwhy.attribution import Attributions, attribute, own_steps
 from whenwhy.attribution.baselines import given_baseline
 from whenwhy.attribution.draws import Draws
-from whenwhy.attribution.methods import expected_gradients, timing
+from whenwhy.attribution.methods import (
+    expected_gradients,
+    prefix_integrated_gradients,
+    temporal_integrated_gradients,
+    timing,
+)
 from whenwhy.attribution.methods.smooth_grad import noisy
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.targets import Target, has_own_step_scores
@@ -104,6 +110,15 @@ def assert_cells(
 
 def what_is_absent(name: str, static: torch.Tensor | None) -> bool:
     return name == EVENTS or static is not None
+
+
+@pytest.mark.parametrize("baseline", ["empty", "rates"])
+def test_gradient_times_input_equals_its_replica(baseline: str) -> None:
+    case = Case(4, baseline, "gradient_times_input")
+    for row, record in enumerate(case.records):
+        slope, begin = replica.gradients(case.score, record), case.baseline(record)
+        case.equals(row, *((record[part] - begin[part]) * slope[part] for part in (0, 1)))
+    assert float(case.found.streams[EVENTS].abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -281,6 +296,22 @@ def test_the_methods_of_every_step_equal_their_replicas(method: str, baseline: s
         assert case.found.notes["step_score"][row, len(record[0]) :].isnan().all()
     assert steps > 5
     assert all((case.found.streams[STATIC] == 0).tolist())
+
+
+@pytest.mark.parametrize("module", [temporal_integrated_gradients, prefix_integrated_gradients])
+def test_the_methods_of_every_step_take_the_nodes_that_they_need(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What bends is walked in more steps than what does not, until it is as with very many."""
+    batch, model = everything(cohort(8)), model_of(8, scale=4.0)
+    ask = partial(attribute, model, batch, method=module.__name__.rpartition(".")[2])
+    found, hasty = ask(tolerance=1e-6), ask(tolerance=100.0)
+    monkeypatch.setattr(module, "LADDER", (400,))
+    exact = ask()
+    assert len(torch.unique(found.n_evaluations)) > 1
+    assert (hasty.n_evaluations <= 16).all()
+    assert float((found.streams[EVENTS] - exact.streams[EVENTS]).abs().max()) < 1e-4
+    assert float((hasty.streams[EVENTS] - exact.streams[EVENTS]).abs().max()) > 1e-3
 
 
 def bent(make: Callable[[], torch.nn.Module], seed: int = 0) -> torch.nn.Module:

@@ -200,8 +200,13 @@ def fitted() -> Fitted:
     )
 
 
-def test_amortised_masks_equal_their_replica(fitted: Fitted) -> None:
+@pytest.mark.parametrize("learned", [True, False])
+def test_amortised_masks_equal_their_replica(fitted: Fitted, learned: bool) -> None:
+    """Learned ones lie at their ends for the most part, first ones between."""
     sequences, model = cohort(3, patients=6, longest=5), model_of(9, scale=1.0)
+    if not learned:
+        untold = {"epochs": 0, "hidden": 8, "gap_epochs": 0}
+        fitted = fit_method(model, [everything(cohort(20, patients=24))], method="amortised_mask", options=untold)
     parameters = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for row, record in enumerate(sequences.table.to_pylist()):
         found = attribute(model, sequences.batch(np.array([row])), method="amortised_mask", fitted=fitted)

@@ -1,4 +1,4 @@
-"""Integrated gradients the slow way: one dense multi-hot record, a GRU written out, many midpoints, float64.
+"""Integrated gradients the slow way: one dense multi-hot record, a GRU written out, Simpson's rule at many places, float64.
 
 Sundararajan, Taly and Yan 2017, equation 1. Imports nothing from the package.
 """
@@ -33,10 +33,11 @@ def dense_integrated_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attributions of events [step, feature value] and static [feature value] against the empty record."""
     total_events, total_static = torch.zeros_like(events), torch.zeros_like(static)
-    for node in range(nodes):
-        share = (node + 0.5) / nodes
-        e, s = (share * events).requires_grad_(), (share * static).requires_grad_()
+    for node in range(nodes + 1):  # Simpson's rule: weights 1 4 2 4 ... 2 4 1, for an even number of intervals
+        place = node / nodes
+        weight = (1 if node in (0, nodes) else 4 if node % 2 else 2) / (3 * nodes)
+        e, s = (place * events).requires_grad_(), (place * static).requires_grad_()
         gradients = torch.autograd.grad(dense_score(parameters, e, s), [e, s], materialize_grads=True)
-        total_events += gradients[0] / nodes
-        total_static += gradients[1] / nodes
+        total_events += weight * gradients[0]
+        total_static += weight * gradients[1]
     return events * total_events, static * total_static

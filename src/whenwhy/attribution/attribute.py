@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from whenwhy.attribution.absence import require_absence_told
 from whenwhy.attribution.baselines import BASELINES, Population, given_baseline
+from whenwhy.attribution.precision import (
+    BFLOAT16,
+    FLOAT32,
+    SAMPLE,
+    at_precision,
+    batch_at,
+    first_records,
+    population_at,
+    precision_error,
+)
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Fitted, Method, method_named
 from whenwhy.attribution.targets import Target, target_named
@@ -41,6 +51,8 @@ class Attributions:
         gradients: where absence was asked for, the gradient of each place that all contributions are the way times,
             events [patient, step, ...], static [patient, ...]; empty elsewhere. See `absent_contributions`.
         slopes: as `streams`, what one more of each value adds along these gradients; empty elsewhere.
+        precision_error: of bfloat16, how far the first predictions of the batch are from themselves in float32; see
+            `whenwhy.attribution.precision.precision_error`. Empty for others.
     """
 
     streams: dict[str, torch.Tensor]
@@ -56,6 +68,7 @@ class Attributions:
     notes: dict[str, torch.Tensor] = field(default_factory=dict)
     gradients: Embedded = field(default_factory=dict)
     slopes: dict[str, torch.Tensor] = field(default_factory=dict)
+    precision_error: dict[str, float] = field(default_factory=dict)
 
 
 def attribute(
@@ -71,6 +84,7 @@ def attribute(
     options: Mapping[str, Any] | None = None,
     fitted: Fitted | None = None,
     absence: bool = False,
+    precision: str = FLOAT32,
 ) -> Attributions:
     """The contribution of every recorded feature value to the score of its prediction.
 
@@ -87,10 +101,14 @@ def attribute(
         fitted: of a method that must be fitted first, what `fit_method` found.
         absence: keep what tells, feature value by feature value, what not having it adds: of methods that tell
             absence, against the baseline "rates".
+        precision: "float32", the model as it is; "float64"; or "bfloat16", whose error is measured on the first up
+            to 64 predictions and told as `precision_error`. The tolerance is usually not met in bfloat16, however
+            many nodes are spent on it, and `residual` says so: ask for one that can be met, such as 0.05.
 
     Raises:
-        UserError: no such method, baseline, target or option; a method that was not fitted; scores that are not finite;
-            absence of a method or a baseline that cannot tell it.
+        UserError: no such method, baseline, target, option or precision; a method that was not fitted; scores that
+            are not finite; absence of a method or a baseline that cannot tell it; a model that does not compute in the
+            precision.
 
     Example:
         >>> import numpy as np, pyarrow as pa
@@ -110,17 +128,58 @@ def attribute(
     if absence:
         require_absence_told(chosen, baseline)
     require_fitted(chosen, fitted)
-    question = question_of(
-        model,
-        batch,
-        baseline=baseline,
-        target=target,
-        tolerance=tolerance,
-        population=population,
-        seed=seed,
-        fitted=fitted,
+    of = population_at(population, precision)
+
+    def explained(network: SequenceModel, records: SequenceBatch) -> Attributions:
+        question = question_of(
+            network,
+            records,
+            baseline=baseline,
+            target=target,
+            tolerance=tolerance,
+            population=of,
+            seed=seed,
+            fitted=fitted,
+        )
+        return _answered(question, chosen, asked, absence)
+
+    if not len(batch):
+        return _of_nobody(model, batch, chosen, baseline, target)
+    found = explained(at_precision(model, precision, batch), batch_at(batch, precision))
+    if precision != BFLOAT16:
+        return found
+    exact = explained(model, first_records(batch, SAMPLE))
+    return replace(found, precision_error=precision_error([(found, exact)]))
+
+
+def _of_nobody(
+    model: SequenceModel, batch: SequenceBatch, chosen: Method, baseline: str, target: str | Target
+) -> Attributions:
+    """What any method says of a batch without predictions; no network need be asked, and some cannot."""
+    _named(baseline, target)
+    nothing = batch.hours.new_zeros(0)
+    return Attributions(
+        {name: torch.zeros_like(bags.weights) for name, bags in batch.streams.items()},
+        nothing,
+        nothing,
+        torch.zeros_like(batch.lengths, dtype=torch.int32),
+        nothing.double(),
+        batch.hours.new_zeros(0, len(classes_of(model)), dtype=torch.float64),
+        classes_of(model),
+        chosen.measures,
     )
-    found = chosen.compute(question, **asked)
+
+
+def _named(baseline: str, target: str | Target) -> Target:
+    """The target; raises `UserError` if there is none of this name, or no such baseline."""
+    if baseline not in BASELINES:
+        raise unknown_name("baseline", baseline, BASELINES)
+    return target_named(target) if isinstance(target, str) else target
+
+
+def _answered(question: Question, chosen: Method, options: Mapping[str, Any], absence: bool) -> Attributions:
+    """What a method says of a question."""
+    found = chosen.compute(question, **options)
     baseline_score = question.baseline_score if found.baseline_score is None else found.baseline_score
     residual = torch.full_like(baseline_score, torch.nan, dtype=torch.float64)
     if chosen.sums_to_score:
@@ -132,7 +191,7 @@ def attribute(
         found.n_evaluations,
         residual,
         question.probabilities,
-        classes_of(model),
+        classes_of(question.model),
         chosen.measures,
         found.contributions.absent,
         found.spread.values if found.spread else {},
@@ -154,13 +213,10 @@ def question_of(
     fitted: Fitted | None = None,
 ) -> Question:
     """What a method is asked; the arguments are those of `attribute`."""
-    if isinstance(target, str):
-        target = target_named(target)
-    if baseline not in BASELINES:
-        raise unknown_name("baseline", baseline, BASELINES)
+    asked = _named(baseline, target)
     given = given_baseline(baseline, model, batch, population, seed)
     tensors = fitted.tensors if fitted else None
-    return Question(model, batch, given, target, tolerance, seed, baseline, population, tensors)
+    return Question(model, batch, given, asked, tolerance, seed, baseline, population, tensors)
 
 
 def fit_method(
@@ -174,6 +230,7 @@ def fit_method(
     population: Population | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    precision: str = FLOAT32,
 ) -> Fitted:
     """What a method must learn of a model once, on a sample of records, before it can explain any.
 
@@ -188,12 +245,19 @@ def fit_method(
     """
     chosen = method_named(method)
     asked = chosen.with_options(options or {})
+    sample = [batch for batch in batches if len(batch)]
+    changed = at_precision(model, precision, sample[0]) if sample else model
     questions = [
         question_of(
-            model, batch, baseline=baseline, target=target, tolerance=tolerance, population=population, seed=seed
+            changed,
+            batch_at(batch, precision),
+            baseline=baseline,
+            target=target,
+            tolerance=tolerance,
+            population=population_at(population, precision),
+            seed=seed,
         )
-        for batch in batches
-        if len(batch)
+        for batch in sample
     ]
     return fitted_on(chosen, questions, asked)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,26 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from whenwhy import __version__
 from whenwhy.attribution.absence import first_layer_table, require_absence_told
-from whenwhy.attribution.attribute import TOLERANCE, attribute, fit_method
+from whenwhy.attribution.attribute import TOLERANCE, Attributions, attribute, fit_method
 from whenwhy.attribution.attribution_table import attribution_tables
 from whenwhy.attribution.baselines import BASELINES, EMPTY
 from whenwhy.attribution.population import POPULATION, population_tables, read_population, sampled_training
+from whenwhy.attribution.precision import (
+    BFLOAT16,
+    FLOAT32,
+    PRECISIONS,
+    SAMPLE,
+    at_precision,
+    batch_at,
+    population_at,
+    precision_error,
+    precision_sentence,
+)
 from whenwhy.attribution.registry import MEASURES, Fitted, method_named
 from whenwhy.attribution.targets import UNIT, target_named
 from whenwhy.engine import Workers, run
 from whenwhy.errors import UserError, unknown_name
-from whenwhy.events.sequence_batch import Sequences
+from whenwhy.events.sequence_batch import SequenceBatch, Sequences
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY, shard_place
 from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
 from whenwhy.models.foreign.named import ForeignSource
@@ -44,6 +56,9 @@ FITTED, FITTED_TENSORS = "fitted", "fitted.safetensors"
 #: Training predictions that a method is fitted on, in batches of so many, and those that measure the fit.
 FIT_SAMPLE, FIT_BATCH, FIT_MEASURE = 512, 32, 32
 
+#: The entry that says how far a run in bfloat16 is from float32, on its first predictions.
+ROUNDING = "rounding"
+
 #: The entry that says what was explained: outcome, model, its measurements, and the feature values.
 ABOUT = "about"
 
@@ -59,6 +74,7 @@ class AttributeSettings:
         absence: keep what tells, feature value by feature value, what not having it adds: the gradient of every step,
             4 bytes times the embeddings' width before compression.
         batch_patients, batch_steps: the most sequences, and padded steps, that share a batch.
+        precision: float32, float64 or bfloat16, see `attribute`; the rows lie on the grid of 2^-24 in any of them.
     """
 
     method: str = "integrated_gradients"
@@ -70,6 +86,7 @@ class AttributeSettings:
     absence: bool = False
     batch_patients: int = 256
     batch_steps: int = 4096
+    precision: str = FLOAT32
 
     @property
     def needs_population(self) -> bool:
@@ -101,6 +118,8 @@ def attribute_shards(
     settings = replace(settings, options=options, target=target.name)
     if settings.baseline not in BASELINES:
         raise unknown_name("baseline", settings.baseline, BASELINES)
+    if settings.precision not in PRECISIONS:
+        raise unknown_name("precision", settings.precision, PRECISIONS)
     if not settings.tolerance > 0 or settings.batch_patients < 1 or settings.batch_steps < 1:
         raise UserError("attribute needs a tolerance above 0 and batches of at least one sequence and step.")
     if settings.absence:
@@ -116,6 +135,7 @@ def attribute_shards(
         require_same_vocabulary(trained, sequences)
         as_input = trained.as_growing_input()
         about |= {"model_sha256": trained.entry(SHIPPED).files[WEIGHTS]["sha256"], "quality": measured(trained)}
+    _require_precision(sequences, model, settings.precision)
     stage = StageDirectory.create(
         out,
         stage="attribute",
@@ -127,6 +147,7 @@ def attribute_shards(
             *([POPULATION] if settings.needs_population else []),
             *([FITTED] if method.fit else []),
             *([FIRST_LAYER_ROWS] if settings.absence else []),
+            *([ROUNDING] if settings.precision == BFLOAT16 else []),
         ],
         code_version=__version__,
     )
@@ -143,6 +164,8 @@ def attribute_shards(
     if settings.absence and not stage.has(FIRST_LAYER_ROWS):
         table = first_layer_table(_loaded(model, sequences, torch.device("cpu")), read_population(stage))
         stage.publish(FIRST_LAYER_ROWS, {FIRST_LAYER_ROWS: table})
+    if settings.precision == BFLOAT16 and not stage.has(ROUNDING):
+        stage.publish(ROUNDING, {}, _rounding(sequences, model, stage))
     missing = [name for name in stage.missing() if name in stage.shards]
     task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
     finished = len(stage.shards) - len(missing)
@@ -166,38 +189,12 @@ class AttributeShard:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         stage = StageDirectory.open(Path(self.out), "attribute")
         source = StageDirectory.open(Path(self.sequences), "prepare")
-        model = _loaded(self.model, source, device)
         asked = AttributeSettings(**stage.settings)
-        population = read_population(stage, device) if asked.needs_population else None
-        fitted = read_fitted(stage, device)
+        explained = _explaining(_loaded(self.model, source, device), stage, device)
 
         def one_shard(key: str) -> int:
             sequences = Sequences(source.read(key, TABLE))
-            batches = (
-                sequences.batch(rows, device)
-                for rows in sequences.buckets(
-                    np.arange(len(sequences)), patients=asked.batch_patients, steps=asked.batch_steps
-                )
-            )
-            attributed = (
-                (
-                    batch,
-                    attribute(
-                        model,
-                        batch,
-                        method=asked.method,
-                        baseline=asked.baseline,
-                        target=asked.target,
-                        tolerance=asked.tolerance,
-                        population=population,
-                        seed=asked.seed,
-                        options=asked.options,
-                        fitted=fitted,
-                        absence=asked.absence,
-                    ),
-                )
-                for batch in batches
-            )
+            attributed = explained(sequences, np.arange(len(sequences)), asked.precision)
             rows, predictions, gradients = attribution_tables(
                 sequences, first_prediction_id(key), asked.target, attributed
             )
@@ -221,12 +218,88 @@ def _loaded(model: Path | str | ForeignSource, sequences: StageDirectory, device
     return load_model(StageDirectory.open(Path(model), "train"), device)
 
 
-def _fitted(sequences: StageDirectory, model: Path | ForeignSource, stage: StageDirectory) -> Fitted:
-    """A run's method fitted on a sample of its training predictions; on one thread, so that it is the same again."""
+#: Some predictions of a table, explained in a precision: batches of like length, and what is found of each.
+Explaining = Callable[[Sequences, np.ndarray, str], Iterator[tuple[SequenceBatch, Attributions]]]
+
+
+def _explaining(model: SequenceModel, stage: StageDirectory, device: torch.device) -> Explaining:
+    """What a run asks, of any predictions, with what the run keeps of its population and fit."""
+    asked = AttributeSettings(**stage.settings)
+    population = read_population(stage, device) if asked.needs_population else None
+    fitted = read_fitted(stage, device)
+    models = {FLOAT32: model}
+
+    def explained(
+        sequences: Sequences, rows: np.ndarray, precision: str
+    ) -> Iterator[tuple[SequenceBatch, Attributions]]:
+        of = population_at(population, precision)
+        for some in sequences.buckets(rows, patients=asked.batch_patients, steps=asked.batch_steps):
+            batch = sequences.batch(some, device)
+            if precision not in models:
+                models[precision] = at_precision(model, precision, batch)
+            found = attribute(
+                models[precision],
+                batch_at(batch, precision),
+                method=asked.method,
+                baseline=asked.baseline,
+                target=asked.target,
+                tolerance=asked.tolerance,
+                population=of,
+                seed=asked.seed,
+                options=asked.options,
+                fitted=fitted,
+                absence=asked.absence,
+            )
+            yield batch, found
+
+    return explained
+
+
+@contextmanager
+def _as_a_worker() -> Iterator[torch.device]:
+    """A worker's device, and its one thread, so that numbers are those of a worker and the same again."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _first_rows(sequences: StageDirectory, number: int) -> Sequences:
+    """The first predictions of the first shard that has any, at most so many."""
+    for shard in sequences.shards:
+        table = sequences.read(shard, TABLE)
+        if table.num_rows:
+            return Sequences(table.slice(0, number))
+    return Sequences(sequences.read(sequences.shards[0], TABLE))
+
+
+def _require_precision(sequences: StageDirectory, model: Path | ForeignSource, precision: str) -> None:
+    """Raises `UserError` unless the model computes in it, before anything is written."""
+    if precision != FLOAT32:
+        with _as_a_worker() as device:
+            of = _first_rows(sequences, 2)
+            at_precision(_loaded(model, sequences, device), precision, of.batch(np.arange(len(of)), device))
+
+
+def _rounding(sequences: StageDirectory, model: Path | ForeignSource, stage: StageDirectory) -> Json:
+    """How far bfloat16 is from float32, on the first predictions of the run."""
+    with _as_a_worker() as device:
+        explained = _explaining(_loaded(model, sequences, device), stage, device)
+        of = _first_rows(sequences, SAMPLE)
+        low, exact = (explained(of, np.arange(len(of)), precision) for precision in (BFLOAT16, FLOAT32))
+        return dict(precision_error((mine, others) for (_, mine), (_, others) in zip(low, exact, strict=True)))
+
+
+def rounding_sentence(stage: StageDirectory) -> str:
+    """What a run in bfloat16 says of its distance from float32, for people; empty for others."""
+    return precision_sentence(stage.entry(ROUNDING).summary) if ROUNDING in stage.needs else ""
+
+
+def _fitted(sequences: StageDirectory, model: Path | ForeignSource, stage: StageDirectory) -> Fitted:
+    """A run's method fitted on a sample of its training predictions; on one thread, so that it is the same again."""
+    with _as_a_worker() as device:
         asked = AttributeSettings(**stage.settings)
         of = Sequences(sampled_training(sequences, FIT_SAMPLE + FIT_MEASURE))
         measure = min(FIT_MEASURE, len(of) // 4)
@@ -242,9 +315,8 @@ def _fitted(sequences: StageDirectory, model: Path | ForeignSource, stage: Stage
             population=None if asked.baseline == EMPTY else read_population(stage, device),
             seed=asked.seed,
             options=asked.options,
+            precision=asked.precision,
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
 def read_fitted(stage: StageDirectory, device: torch.device | str = "cpu") -> Fitted | None:

@@ -215,7 +215,7 @@ def _matched(own: Bags, theirs: Bags) -> torch.Tensor:
     size = int(max(int(own.ids.max()) if len(own.ids) else 0, int(ids.max()) if len(ids) else 0)) + 1
     key = own.bag * size + own.ids.long()
     known, place = torch.unique(theirs.bag * size + ids.long(), return_inverse=True)
-    total = torch.zeros(len(known), device=weights.device).index_add_(0, place, weights)
+    total = weights.new_zeros(len(known)).index_add_(0, place, weights)
     if not len(known):
         return torch.zeros_like(own.weights)
     at = torch.searchsorted(known, key).clamp(max=len(known) - 1)

@@ -114,7 +114,8 @@ class Decomposition(TwoPasses):
                 return STEPS[cell.kind](cell, projected, states)
             shares = self.shares[self.order] if call.packed and self.order is not None else self.shares
             rest = tuple(all_of - beta for all_of, beta in zip(whole, states, strict=True))
-            return BETA[cell.kind](cell, (own, noted - own), states, rest, shares[: len(own), place].unsqueeze(1))
+            share = shares[: len(own), place].unsqueeze(1).to(own)
+            return BETA[cell.kind](cell, (own, noted - own), states, rest, share)
 
         bare = replace(call, steps=[plain(given) for given in call.steps], start=tuple(plain(of) for of in call.start))
         return unrolled(bare, step, begins)
@@ -191,6 +192,9 @@ def decomposed_scores(question: Question, groups: Sequence[Mapping[str, torch.Te
         raise UserError("A decomposition is not told against a baseline: use the baseline 'empty'.")
     if question.target.kind == PROBABILITY:
         raise UserError("A probability is not decomposed: use the target logit or log_odds.")
+    question.require_affordable(
+        torch.full_like(question.lengths, len(groups)), "decompose fewer groups (unit=feature_value), or use deep_lift"
+    )
     patients, n_steps = len(question), question.batch.n_steps
     at_once = max(1, ROWS_TIMES_STEPS // max(1, patients * n_steps))
     counts = {name: _counts(question, name, None) for name in question.weights}

@@ -196,6 +196,9 @@ def scores_without(players: Players, *, instead: Players | None = None, restart:
     found = question.score.new_zeros(len(players))
     order = torch.argsort(players.first_step, stable=True)
     restart = restart and question.restarts
+    question.require_affordable(
+        players.count / (2 if restart else 1), "set more to the baseline's at a time, or use integrated_gradients"
+    )
     past, done = None, 0
     while done < len(players):
         begin = max(0, int(players.first_step[order[done]])) if restart else 0

@@ -28,6 +28,9 @@ AT_ONCE = 8
 #: Rows of a first layer that are looked at together.
 TABLE_ROWS_AT_ONCE = 8192
 
+#: The most steps that a model may read for one record: minutes on one core. Beyond are hours, or years.
+MOST_STEPS = 1 << 30
+
 #: A number a value of a stream: [value].
 PerValue = dict[str, torch.Tensor]
 
@@ -115,6 +118,24 @@ class Question:
     def evaluations(self, number: int) -> torch.Tensor:
         """The same number for every patient [patient] int32."""
         return torch.full_like(self.lengths, number, dtype=torch.int32)
+
+    def require_affordable(self, evaluations: torch.Tensor, instead: str) -> None:
+        """Raises `UserError` if a record needs more steps of the model than `MOST_STEPS`.
+
+        Args:
+            evaluations: [patient] how many times each record is read from its begin to its end.
+            instead: what to do about it.
+        """
+        if not len(self):
+            return
+        steps = (evaluations.double() * self.lengths).cpu()
+        worst = int(steps.argmax())
+        if steps[worst] > MOST_STEPS:
+            raise UserError(
+                f"A record of {int(self.lengths[worst]):,} steps would be read {float(evaluations[worst]):,.0f} times, "
+                f"{float(steps[worst]):.0e} steps of the model, and {MOST_STEPS:.0e} are the most: {instead}, or prepare "
+                "with --max-steps."
+            )
 
     @cached_property
     def score(self) -> torch.Tensor:

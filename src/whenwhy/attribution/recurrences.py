@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import linear
 
 from whenwhy.errors import UserError
+from whenwhy.events.sequence_batch import EVENTS
 from whenwhy.models.sequence_model import Embedded, SequenceModel, logits_of
 
 GRU, LSTM = "gru", "lstm"
@@ -196,9 +197,18 @@ def unit_states(model: SequenceModel, embedded: Embedded, lengths: torch.Tensor)
     if hasattr(model, "states"):
         found: torch.Tensor = model.states(embedded, lengths)
         return found
-    seen = _LastStates()
-    with seen:
-        logits_of(model, embedded, lengths)
-    if seen.states is None:
-        raise UserError("The network has no recurrent layer (GRU or LSTM), so it has no unit: name another target.")
-    return seen.states
+    events, n_steps = embedded[EVENTS], embedded[EVENTS].shape[1]
+    groups = [torch.arange(len(lengths), device=lengths.device)]
+    if not getattr(model, "padded", True):  # its own calls are of like lengths, so each is watched alone
+        groups = [torch.nonzero(lengths == length).squeeze(1) for length in torch.unique(lengths)]
+    parts = []
+    for rows in groups:
+        seen = _LastStates()
+        with seen:
+            logits_of(model, {name: tensor[rows] for name, tensor in embedded.items()}, lengths[rows])
+        if seen.states is None:
+            raise UserError("The network has no recurrent layer (GRU or LSTM), so it has no unit: name another target.")
+        states = seen.states[:, :n_steps]
+        missing = states.new_zeros(len(rows), n_steps - states.shape[1], states.shape[2])
+        parts.append(torch.cat([states, missing], dim=1).to(events.dtype))
+    return torch.cat(parts)[torch.argsort(torch.cat(groups))] if parts else events.new_zeros(0, n_steps, 0)

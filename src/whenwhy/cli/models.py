@@ -136,6 +136,9 @@ def attribute_command(
             "--absence", help="Keep also what not having each feature value adds; needs --baseline rates, and space."
         ),
     ] = False,
+    precision: Annotated[
+        str, typer.Option(help="What is computed in: float32, float64, or bfloat16, whose error is measured and told.")
+    ] = "float32",
     weights: Annotated[
         Path | None, typer.Option(help="Your network's weights: .safetensors, or .pt, .pth, .ckpt, .bin.")
     ] = None,
@@ -169,10 +172,13 @@ def attribute_command(
         attribute_shards,
         fitted_sentence,
         residual_sentence,
+        rounding_sentence,
     )
     from whenwhy.models.foreign.named import ForeignSource, proof_sentence
 
-    settings = AttributeSettings(method, baseline, target, tolerance, _named_options(option or []), seed, absence)
+    settings = AttributeSettings(
+        method, baseline, target, tolerance, _named_options(option or []), seed, absence, precision=precision
+    )
     foreign = ForeignSource(model, weights, arguments, output, static_in, classes, vocabulary, trust)
     own = Path(model).exists() or ":" not in model
     if own and foreign != ForeignSource(model):
@@ -187,6 +193,8 @@ def attribute_command(
         out.print(f"{proof_sentence(stage.entry(ABOUT).summary['foreign'])}.", soft_wrap=True)
     if fitted_sentence(stage):
         out.print(f"{fitted_sentence(stage)}.", soft_wrap=True)
+    if rounding_sentence(stage):
+        out.print(f"{rounding_sentence(stage)}.", soft_wrap=True)
     out.print(f"Wrote {out_path} (run {stage.run_id}): {residual_sentence(stage)}.", soft_wrap=True)
 
 

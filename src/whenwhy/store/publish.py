@@ -253,6 +253,7 @@ def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:
                 "measures": method_named(settings["method"]).measures,
                 "baseline": settings["baseline"],
                 "target": settings["target"],
+                "precision": settings["precision"],
                 "outcome": about["outcome"],
                 "model_sha256": about["model_sha256"],
                 "vocabulary_sha256": about["vocabulary_sha256"],

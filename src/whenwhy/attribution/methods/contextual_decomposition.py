@@ -35,9 +35,7 @@ def contextual_decomposition(question: Question, *, unit: str = VALUE) -> Explan
     groups = [{name: of == group for name, of in number.items()} for group in range(_most(number))]
     scores = decomposed_scores(question, groups)  # [group, patient]
     values = {
-        name: scores[of, question.values[name].patient] / size[name]
-        if len(of)
-        else torch.zeros_like(question.weights[name])
+        name: scores[of, question.values[name].patient] / size[name] if len(of) else scores.new_zeros(0)
         for name, of in number.items()
     }
     return Explanation(Contributions(values, {}), question.evaluations(len(groups)))

@@ -43,6 +43,7 @@ def extremal_mask(
         perturb: False: what is left out becomes the baseline.
     """
     game = MaskGame(question, mode, loss, l1, l2)
+    question.require_affordable(question.evaluations(epochs), "take fewer epochs, or amortised_mask")
     masks = game.masks(0.5)
     if perturb:
         networks = PerturbationNetworks(question)

@@ -45,6 +45,7 @@ def kernel_shap(question: Question, *, players: str = "cells", samples: int = 51
         raise UserError(f"Coalitions are drawn with their complements: samples={samples} is not 2, 4, 6...")
     past, searched = pruned_past(question, pruning)
     game = players_named(question, players, past)
+    question.require_affordable(torch.full_like(game.count, samples), "take fewer samples, or integrated_gradients")
     shares = torch.zeros(len(game), dtype=torch.float64, device=game.patient.device)
     gain = question.score.double() - question.baseline_score.double()
     evaluations = 2 + searched

@@ -47,6 +47,9 @@ def shapley(question: Question, *, players: str = "cells", samples: int = 32, pr
         raise UserError(f"Shapley values are drawn in pairs, at least two of them: samples={samples} is not 4, 6, 8...")
     past, searched = pruned_past(question, pruning)
     game = players_named(question, players, past)
+    question.require_affordable(
+        samples * game.count, "take fewer samples, players=features, a pruning, or the method kernel_shap"
+    )
     total, square = (torch.zeros(len(game), dtype=torch.float64, device=game.patient.device) for _ in range(2))
     n_pairs = samples // 2
     at_once = max(1, rows_at_once(question) // 2)  # pairs

@@ -137,11 +137,14 @@ class ForeignModel(ModelOfClasses, nn.Module):
         return self.score(self.embed(batch), self.seen(batch).lengths)
 
     def _outputs(self, events: torch.Tensor, n_steps: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-        for reader, value in zip(self.readers, events.split(self.widths, dim=2), strict=True):
-            layer = self.network.get_submodule(reader)
+        layers = [self.network.get_submodule(reader) for reader in self.readers]
+        for layer, value in zip(layers, events.split(self.widths, dim=2), strict=True):
             layer.value = value
-        x = self._in_its_place(events, there)
-        outputs = self.call.outputs(self.network, x, n_steps)
+        try:
+            outputs = self.call.outputs(self.network, self._in_its_place(events, there), n_steps)
+        finally:
+            for layer in layers:
+                layer.value = torch.empty(0)  # a batch and its gradients are not kept, and the model can be copied
         return told_apart(outputs, self.output)
 
     def _in_its_place(self, events: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
