@@ -20,6 +20,13 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
+#: Methods that explain some models alone, and the name that tests give to one of these.
+OWN_MODEL = {"attention": "additive", "retain_contributions": "retain"}
+
+#: Methods that explain any model.
+OF_ANY_MODEL = [name for name in registered_methods() if name not in OWN_MODEL]
+
+
 def explained(
     model: SequenceModel, batch: SequenceBatch, sample: SequenceBatch, *, method: str, **asked: Any
 ) -> Attributions:

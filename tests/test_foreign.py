@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from conftest import INLINE, SmallRun
 from foreign_models import stranger
-from quick_methods import explained
-from whenwhy.attribution import attribute, population_of, registered_methods
+from quick_methods import OF_ANY_MODEL, explained
+from whenwhy.attribution import attribute, population_of
 from whenwhy.attribution.attribute_shards import (
     ABOUT,
     PREDICTION_ROWS,
@@ -230,7 +230,7 @@ def per_patient(batch: SequenceBatch, streams: dict[str, torch.Tensor]) -> torch
     return total
 
 
-@pytest.mark.parametrize("method", registered_methods())
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_every_method_explains_a_strangers_network(method: str) -> None:
     _, model, sequences = of("LinearGRU")
     batch = sequences.batch(np.arange(len(sequences)))

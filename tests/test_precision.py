@@ -14,7 +14,7 @@ from torch import nn
 
 from conftest import INLINE, Command, SmallRun, one_sentence
 from method_laws.test_laws import SIZE, LinearModel, cohort, everything, model_of, population, sample
-from quick_methods import QUICK, explained
+from quick_methods import OWN_MODEL, QUICK, explained
 from replicas.integrated_gradients import dense_integrated_gradients, dense_score
 from whenwhy.attribution import Attributions, attribute, registered_methods
 from whenwhy.attribution.attribute_shards import (
@@ -127,7 +127,7 @@ def test_float32_is_the_model_as_it_is() -> None:
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 def test_every_method_works_in_every_precision(method: str, precision: str) -> None:
     """Near float32 by what the numbers of either have of bits, and added up in no fewer."""
-    batch, model = everything(cohort(3)), single()
+    batch, model = everything(cohort(3)), single(OWN_MODEL.get(method, "gru"))
     ask = {"method": method, "population": population()}
     exact = explained(model, batch, sample(), **ask)
     found = explained(model, batch, sample(), precision=precision, **ask)  # type: ignore[arg-type]

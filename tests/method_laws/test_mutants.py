@@ -13,6 +13,7 @@ LAWS, GRADIENTS, RELEVANCE = (
 DECOMPOSITION, MASKS, OCCLUSION, SHAPLEY = (
     f"method_laws/test_{name}.py::test_" for name in ("decomposition", "masks", "occlusion", "shapley")
 )
+ATTENTION = "method_laws/test_attention.py::test_"
 FAMILY = f"{GRADIENTS}gradient_times_input_equals_its_replica"
 STEPS = f"{GRADIENTS}the_methods_of_every_step_equal_their_replicas"
 
@@ -21,6 +22,7 @@ NODES = f"{GRADIENTS}the_methods_of_every_step_take_the_nodes_that_they_need"
 #: Which test notices that a method tells what gradient times input tells.
 GUARDS = {
     "amortised_mask": f"{MASKS}amortised_masks_equal_their_replica",
+    "attention": f"{ATTENTION}attention_is_that_of_the_replica",
     "augmented_occlusion": f"{OCCLUSION}augmented_occlusion_equals_its_replica",
     "contextual_decomposition": f"{DECOMPOSITION}contributions_are_the_parts_of_their_groups",
     "deep_lift": f"{RELEVANCE}deep_lift_equals_its_replica",
@@ -32,6 +34,7 @@ GUARDS = {
     "occlusion": f"{OCCLUSION}occlusion_equals_its_replica",
     "prefix_integrated_gradients": f"{STEPS}[prefix_integrated_gradients-empty]",
     "relevance_dropout": f"{RELEVANCE}dropout_leaves_the_mean_and_tells_a_spread",
+    "retain_contributions": f"{ATTENTION}retain_s_contributions_are_those_of_the_replica",
     "saliency": f"{GRADIENTS}saliency_equals_its_replica_and_has_no_baseline",
     "shapley": f"{SHAPLEY}two_players_are_exact_in_every_pair",
     "smooth_grad": f"{GRADIENTS}smooth_grad_equals_the_dense_one",
@@ -135,6 +138,13 @@ TERMS = [
         "own = torch.cat([of.step if unit == FEATURE_VALUE else of.id"),
     own("extremal_mask", "the perturbation does not learn", "networks, networks.parameters, epochs", "networks, [], epochs"),
     own("extremal_mask", "another first mask", "game.masks(0.5)", "game.masks(0.75)"),
+    own("attention", "the step's place for its weight", "weights[EVENTS][events.patient, events.step]",
+        "weights[EVENTS][events.patient, 0 * events.step]"),
+    own("attention", "static values have that of the first step", "weights[STATIC][static.patient]",
+        "weights[EVENTS][static.patient, 0]"),
+    own("retain_contributions", "the empty record's attention", "tell(question.embedded,", "tell(question.baseline,"),
+    own("retain_contributions", "against the sum", "question.contributions(chosen)",
+        "question.contributions({name: -of for name, of in chosen.items()})"),
     own("amortised_mask", "places count against", "within_one(logit + place)", "within_one(logit - place)"),
     own("amortised_mask", "no middle", "(x - self.middle) / self.spread", "x / self.spread"),
     own("amortised_mask", "the end for the begin", "1 / before.unsqueeze(2), 1 / after.unsqueeze(2)", "1 / after.unsqueeze(2), 1 / before.unsqueeze(2)"),
