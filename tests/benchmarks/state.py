@@ -183,7 +183,7 @@ def measure(small: bool = False, folder: Path | None = None) -> dict[str, Any]:
     Args:
         small: fewer, shorter sequences and fewer steps of learning, under a minute: the same keys, other values.
     """
-    steps, learning, compared = (40, 256, 32) if small else (200, 800, 100)
+    steps, learning, compared = (40, 256, 32) if small else (200, 800, 50)
     train, test = state_sequences(learning, steps, seed=0), state_sequences(200, steps, seed=1)
     quick: dict[str, Any] = {"hidden": 32, "epochs": 40, "learning_rate": 3e-3}
     model = state_classifier(train, **(quick if small else {}))
