@@ -279,9 +279,9 @@ def prefixes_at_once(size: Size) -> dict[str, Any]:
         whole, lengths = question.embedded[EVENTS], question.lengths
         for step in range(size.steps):
             question.embedded = question.embedded | {EVENTS: whole[:, : step + 1]}
-            question.lengths = torch.full_like(lengths, step + 1)
+            question.told_lengths = torch.full_like(lengths, step + 1)
             found[:, step] = mean_gradients(question, rows, 8)[EVENTS][:, step]
-        question.embedded, question.lengths = question.embedded | {EVENTS: whole}, lengths
+        question.embedded, question.told_lengths = question.embedded | {EVENTS: whole}, lengths
         return found
 
     together = module._mean_own_gradients(question, rows, 8)
