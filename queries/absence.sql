@@ -5,7 +5,9 @@
 -- was none. In the stream "static" it is a prediction's undated values. rate is how much of the value training
 -- patients record in such a place on average, which absence is compared with: mean_absent is what lacking it adds
 -- there, mean_recorded what recording it adds at the n_recorded places that do. A step's bin is that of the step's
--- own time. Absences of the values of one code add up place by place: their sum is sum(mean_absent * n_absent).
+-- own time. A range of a code is absent also where another range of the code is recorded, so the absence of one range
+-- is not "not measured". There are no intervals: sums over places do not tell how patients differ. Absences of the
+-- values of one code add up place by place: their sum is sum(mean_absent * n_absent).
 -- Needs first_layer: `whenwhy attribute --baseline rates --absence` keeps it, and rows.duckdb alone has it, for analysts.
 -- Arguments: feature, a code, or null for all; split, class, stratum, run, min_patients (under observation then).
 -- Example: whenwhy query STORE absence feature=hdl

@@ -8,7 +8,7 @@
 -- Example: whenwhy query STORE runs
 create or replace temp macro runs() as table
 select
-    r.run_id, r.outcome, r.method, r.measures, r.baseline, r.target, r.n_predictions, r.tolerance,
+    r.run_id, r.outcome, r.method, r.measures, r.baseline, r.target, r.precision, r.n_predictions, r.tolerance,
     r.residual_median, r.residual_maximum, r.n_over_tolerance,
     (r.quality::json ->> '$.folds[0].auroc')::double as auroc,
     (r.quality::json ->> '$.folds[0].logistic_regression_auroc')::double as reference_auroc,

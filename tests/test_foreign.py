@@ -239,6 +239,23 @@ def test_every_method_explains_a_strangers_network(method: str) -> None:
     assert torch.isfinite(found.streams[EVENTS]).all()
 
 
+@pytest.mark.parametrize("unit", ["value", "step"])
+def test_parts_of_a_network_that_packs_are_each_record_s_own(unit: str) -> None:
+    """Packing puts records of unlike lengths into another order, once for all groups that are decomposed together."""
+    _, model, sequences = of("DenseGRU")
+    rows = np.argsort(sequences.n_steps, kind="stable")
+    batch = sequences.batch(rows)
+    found = attribute(model, batch, method="contextual_decomposition", options={"unit": unit})
+    bags = batch.streams[EVENTS]
+    whose = rows[(bags.bag // batch.n_steps).numpy()]
+    for row in range(len(sequences)):
+        single = sequences.batch(np.array([row]))
+        alone = attribute(model, single, method="contextual_decomposition", options={"unit": unit})
+        np.testing.assert_allclose(
+            alone.streams[EVENTS].numpy(), found.streams[EVENTS].numpy()[whose == row], rtol=1e-5, atol=1e-6
+        )
+
+
 def test_units_of_records_of_unlike_lengths_are_their_own() -> None:
     """The network takes like lengths only, so a batch is several calls, each with states of its own."""
     _, model, sequences = of("LinearGRU")

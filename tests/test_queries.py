@@ -302,6 +302,7 @@ def runs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
             **{key: truth.about[key] for key in ("outcome", "method")},
             "measures": "contribution",
             **{key: truth.about[key] for key in ("baseline", "target")},
+            "precision": "float32",
             "n_predictions": len(told),
             "tolerance": truth.about["tolerance"],
             "residual_median": told["completeness_residual"].abs().median(),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whenwhy.errors import UserError
 from whenwhy.events.prepare_report import prepared_notes
 from whenwhy.shards import StageDirectory
+
+if TYPE_CHECKING:
+    from whenwhy.attribution import Method
 
 REGISTERS = ("methods", "queries", "sources")
 
@@ -24,7 +27,7 @@ def information(what: str) -> list[str]:
     if what == "methods":
         from whenwhy.attribution import registered_methods
 
-        return [f"{method.name}: {method.describes} ({method.family})" for method in registered_methods().values()]
+        return [f"{method.name}: {method.describes} ({_facts(method)})" for method in registered_methods().values()]
     if what == "queries":
         from whenwhy.store.queries import named_queries
 
@@ -87,6 +90,17 @@ def _store(path: Path) -> list[str]:
     ]
     store.close()
     return lines
+
+
+def _facts(method: Method) -> str:
+    """Family, what must run first, and the options with their defaults."""
+    options = ", ".join(f"{name}={value}" for name, value in method.options.items())
+    facts = [
+        method.family,
+        *(["fitted once before"] if method.fit else []),
+        *([f"options: {options}"] if options else []),
+    ]
+    return "; ".join(facts)
 
 
 def _summed(run: Mapping[str, Any]) -> str:

@@ -90,7 +90,7 @@ ATTRIBUTIONS: Final = pa.schema(
         ("minutes", pa.int32()),  # before the prediction
         ("numeric_value", pa.float32()),
         ("attribution", pa.float32()),
-        ("spread", pa.float32()),  # its standard deviation over the draws of a method that draws; null: it does not
+        ("spread", pa.float32()),  # its standard error over other draws, of a method that draws; null: it does not
         # What one more of the value would have added at its place; null where the step holds it once already.
         ("slope", pa.float32()),
         ("step_minutes", pa.int32()),  # from the value's step to the prediction, whose time an absent value shares

@@ -242,9 +242,10 @@ def _peak_rss() -> int:
 
 
 def beside_torch(size: Size) -> dict[str, Any]:
-    """Bag values a second of gradient times input, and its rate over a bare forward and backward pass in torch.
+    """The rate of gradient times input over a bare forward and backward pass in torch, and the bags' own way back.
 
-    The bare pass has the same embedding bags, cell and head, and gives the same gradients and nothing else.
+    The bare pass has the same embedding bags, cell and head, and gives the same gradients and nothing else. Values a
+    second are those of gradients from embeddings to the weights of the bags, without the network behind.
     """
     model, batch = size.model(), size.batch()
     many = 8 * size.patients
@@ -260,10 +261,15 @@ def beside_torch(size: Size) -> dict[str, Any]:
         read = torch.cat([states[:, -1], states.new_zeros(many, size.hidden)], dim=1)
         return torch.autograd.grad(model.head(read).sum(), weights)[0]
 
-    ours, torchs = in_turns(
-        5 * size.repeats, lambda: attribute(model, batch, method="gradient_times_input"), lambda: bare()
+    question = Question(model, batch, given_baseline("empty", model, batch), Target(), 1e-4, 0)
+    gradients = question.gradients_at(question.embedded)
+    ours, torchs, bag = in_turns(
+        5 * size.repeats,
+        lambda: attribute(model, batch, method="gradient_times_input"),
+        bare,
+        lambda: question.slopes(gradients),
     )
-    return {"gradient_share_of_torch": torchs / ours, "bag_values_per_second": len(bags.ids) / ours}
+    return {"gradient_share_of_torch": torchs / ours, "bag_values_per_second": len(bags.ids) / bag}
 
 
 def prefixes_at_once(size: Size) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_attention_is_labelled_as_no_contribution() -> None:
 @pytest.mark.parametrize(
     ("name", "asked", "sentence"),
     [
-        ("gru-last-1", {"method": "attention"}, "The model has no attention"),
+        ("gru-last-1", {"method": "attention"}, "The model has no attention that whenwhy knows"),
         ("gru-mean-1-members", {"method": "attention"}, "The model has no attention"),
         ("gru-last-1", {"method": "retain_contributions"}, "no contributions of its own"),
         ("gru_attention-dot-1", {"method": "retain_contributions"}, "no contributions of its own"),

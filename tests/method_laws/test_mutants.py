@@ -60,12 +60,12 @@ SWAPS = [
 ]
 
 TERMS = [
-    own("gradient_times_input", "the slope at the baseline", "question.gradients_at(question.embedded)",
+    own("gradient_times_input", "the slope at the baseline", "question.record_gradients",
         "question.gradients_at(question.baseline)", FAMILY),
     own("gradient_times_input", "against the way", "Explanation(question.contributions(gradients)",
         "Explanation(question.contributions({name: -of for name, of in gradients.items()})", FAMILY),
     own("saliency", "with a sign", "slope.abs()", "slope"),
-    own("saliency", "the slope at the baseline", "question.gradients_at(question.embedded)",
+    own("saliency", "the slope at the baseline", "question.record_gradients",
         "question.gradients_at(question.baseline)"),
     own("integrated_gradients", "against the path", "mean[name][open_rows] = gradient", "mean[name][open_rows] = -gradient"),
     own("integrated_gradients", "too much is never seen", ".abs() > question.tolerance", " > question.tolerance",

@@ -13,6 +13,7 @@ from torch.nn import functional
 from whenwhy.attribution.decomposition import Decomposition
 from whenwhy.attribution.methods.deep_lift import Rises
 from whenwhy.attribution.signals import Rule, plain, signal
+from whenwhy.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +84,20 @@ def test_deep_lift_hands_out_the_whole_rise(name: str, seed: int) -> None:
     torch.testing.assert_close(value, OPERATIONS[name](x), rtol=1e-12, atol=1e-12)
     rise = (value - before).flatten(1).sum(1) if value.ndim > 1 else value - before
     torch.testing.assert_close((multipliers * (x - begin)).sum(1), rise, rtol=1e-6, atol=1e-8)
+
+
+def test_a_constant_that_is_joined_is_in_neither_part() -> None:
+    rule = Decomposition(torch.ones(1, 1))
+    for joined in (lambda x: torch.cat([x, torch.ones(2)]), lambda x: torch.stack([x, torch.ones(2)]).flatten()):
+        rule = Decomposition(torch.ones(1, 1))
+        assert plain(joined(signal(torch.tensor([2.0, 3.0]), rule))).tolist() == [2, 3, 1, 1]
+        rule.begin_second()
+        assert plain(joined(signal(torch.tensor([0.5, 0.0]), rule))).tolist() == [0.5, 0, 0, 0]
+
+
+def test_steps_that_are_turned_round_are_not_decomposed() -> None:
+    with pytest.raises(UserError, match="no rule for a flip of steps"):
+        signal(torch.ones(1, 3, 2), Decomposition(torch.ones(1, 3))).flip(1)
 
 
 def test_a_constant_is_in_neither_part() -> None:

@@ -64,20 +64,22 @@ def absent_contributions(
     """
     if not found.gradients:
         raise UserError("These attributions do not tell absence: attribute with the baseline 'rates' and absence=True.")
-    column = torch.full((model.vocabulary_size,), -1, dtype=torch.int64, device=ids.device)
-    column[ids.long()] = torch.arange(len(ids), device=ids.device)
+    device = batch.lengths.device
+    distinct, place = torch.unique(ids.long().to(device), return_inverse=True)
+    column = torch.full((model.vocabulary_size,), -1, dtype=torch.int64, device=device)
+    column[distinct] = torch.arange(len(distinct), device=device)
     true = torch.arange(batch.n_steps, device=batch.lengths.device) < batch.lengths.unsqueeze(1)  # [patient, step]
     told = {}
     for name, rates in ((EVENTS, population.step_rates), (STATIC, population.static_rates)):
         bags = batch.streams[name]
         gradients = found.gradients[name].flatten(2 if name == EVENTS else 1).double()
-        rows = first_layer_rows(model, name, ids).double()  # [id, width]
-        parts = -(gradients @ rows.T) * rates[ids.long()].double()
-        lacks = torch.ones(len(bags.offsets), len(ids), dtype=torch.bool, device=ids.device)
+        rows = first_layer_rows(model, name, distinct).double()  # [id, width]
+        parts = -(gradients @ rows.T) * rates.to(device)[distinct].double()
+        lacks = torch.ones(len(bags.offsets), len(distinct), dtype=torch.bool, device=device)
         asked = column[bags.ids.long()] >= 0
         lacks[bags.bag[asked], column[bags.ids.long()][asked]] = False
         lacks = lacks.view_as(parts) & true.unsqueeze(2) if name == EVENTS else lacks
-        told[name] = parts.masked_fill(~lacks, torch.nan)
+        told[name] = parts.masked_fill(~lacks, torch.nan)[..., place]
     return told
 
 

@@ -46,7 +46,7 @@ class Attributions:
         residual: [patient] float64, the sum of all contributions less (score - baseline_score); NaN where they are
             not meant to sum to it.
         measures: what the numbers are, one of `registry.MEASURES`; not all are contributions.
-        spread: as `streams`, the standard deviation that each has over the draws of methods that draw; empty for others.
+        spread: as `streams`, each one's standard error over other draws, of methods that draw; empty for others.
         notes: [patient] or [patient, step] each, what the method tells beside, by name.
         gradients: where absence was asked for, the gradient of each place that all contributions are the way times,
             events [patient, step, ...], static [patient, ...]; empty elsewhere. See `absent_contributions`.
@@ -179,7 +179,10 @@ def _named(baseline: str, target: str | Target) -> Target:
 
 def _answered(question: Question, chosen: Method, options: Mapping[str, Any], absence: bool) -> Attributions:
     """What a method says of a question."""
+    if chosen.family != "gradients":
+        question.require_finite()
     found = chosen.compute(question, **options)
+    question.require_finite()  # gradients come with their scores, which are looked at behind them
     baseline_score = question.baseline_score if found.baseline_score is None else found.baseline_score
     residual = torch.full_like(baseline_score, torch.nan, dtype=torch.float64)
     if chosen.sums_to_score:
@@ -214,6 +217,7 @@ def question_of(
 ) -> Question:
     """What a method is asked; the arguments are those of `attribute`."""
     asked = _named(baseline, target)
+    population = population.to(batch.lengths.device) if population else None
     given = given_baseline(baseline, model, batch, population, seed)
     tensors = fitted.tensors if fitted else None
     return Question(model, batch, given, asked, tolerance, seed, baseline, population, tensors)
@@ -268,6 +272,8 @@ def fitted_on(chosen: Method, questions: Sequence[Question], options: Mapping[st
         raise UserError(f"The method '{chosen.name}' needs no fitting: use it as it is.")
     if not questions:
         raise UserError(f"The method '{chosen.name}' is fitted on records, and there is none: give some.")
+    for question in questions:
+        question.require_finite()
     return chosen.fit(questions, **options)
 
 

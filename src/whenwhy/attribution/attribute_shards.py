@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from whenwhy import __version__
 from whenwhy.attribution.absence import first_layer_table, require_absence_told
-from whenwhy.attribution.attribute import TOLERANCE, Attributions, attribute, fit_method
+from whenwhy.attribution.attribute import TOLERANCE, Attributions, attribute, fit_method, question_of
 from whenwhy.attribution.attribution_table import attribution_tables
 from whenwhy.attribution.baselines import BASELINES, EMPTY
 from whenwhy.attribution.population import POPULATION, population_tables, read_population, sampled_training
@@ -135,7 +135,8 @@ def attribute_shards(
         require_same_vocabulary(trained, sequences)
         as_input = trained.as_growing_input()
         about |= {"model_sha256": trained.entry(SHIPPED).files[WEIGHTS]["sha256"], "quality": measured(trained)}
-    _require_precision(sequences, model, settings.precision)
+    if not StageDirectory.started(out):
+        _require_answerable(sequences, model, settings)
     stage = StageDirectory.create(
         out,
         stage="attribute",
@@ -275,12 +276,20 @@ def _first_rows(sequences: StageDirectory, number: int) -> Sequences:
     return Sequences(sequences.read(sequences.shards[0], TABLE))
 
 
-def _require_precision(sequences: StageDirectory, model: Path | ForeignSource, precision: str) -> None:
-    """Raises `UserError` unless the model computes in it, before anything is written."""
-    if precision != FLOAT32:
-        with _as_a_worker() as device:
-            of = _first_rows(sequences, 2)
-            at_precision(_loaded(model, sequences, device), precision, of.batch(np.arange(len(of)), device))
+def _require_answerable(sequences: StageDirectory, model: Path | ForeignSource, settings: AttributeSettings) -> None:
+    """Raises `UserError`, before anything is written, for what the model cannot be asked.
+
+    Two short records are tried, beside the empty record, since the population is not known yet.
+    """
+    with _as_a_worker() as device:
+        of, chosen = _first_rows(sequences, 64), method_named(settings.method)
+        batch = of.batch(np.argsort(of.n_steps, kind="stable")[:2], device)
+        asked = at_precision(_loaded(model, sequences, device), settings.precision, batch)
+        batch = batch_at(batch, settings.precision)
+        if chosen.fit or settings.needs_population or not len(batch):
+            question_of(asked, batch, target=settings.target)
+        else:
+            attribute(asked, batch, method=chosen.name, target=settings.target, options=settings.options, tolerance=100)
 
 
 def _rounding(sequences: StageDirectory, model: Path | ForeignSource, stage: StageDirectory) -> Json:
@@ -401,6 +410,11 @@ def residual_sentence(attributions: StageDirectory) -> str:
     if told["maximum"] is None:
         measures = method_named(attributions.settings["method"]).measures
         return f"{told['n_predictions']:,} predictions; a number tells {MEASURES[measures]}"
+    if "completeness" not in method_named(attributions.settings["method"]).laws:
+        return (
+            f"{told['n_predictions']:,} predictions; this method's contributions need not add up: they differ from the "
+            f"score difference by {told['median']:.2g} in the median, {told['maximum']:.2g} at most"
+        )
     return (
         f"{told['n_predictions']:,} predictions; contributions miss the score difference by {told['maximum']:.1e} at most "
         f"(median {told['median']:.1e}; tolerance {told['tolerance']:.0e}, {told['n_over_tolerance']:,} over it)"

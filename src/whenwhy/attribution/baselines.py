@@ -21,7 +21,7 @@ EMPTY, RATES, CARRIED_FORWARD, REFERENCE = "empty", "rates", "carried_forward", 
 BASELINES = {
     EMPTY: "the same steps with nothing recorded, and nothing static",
     RATES: "each step records what training patients record in a step on average",
-    CARRIED_FORWARD: "each step records what the step before recorded of the same codes, and nothing else",
+    CARRIED_FORWARD: "each step records what the last step before it that recorded the same codes did; static values held",
     REFERENCE: "the records of training patients, aligned at the prediction",
 }
 
@@ -53,6 +53,21 @@ class Population:
     static_rates: torch.Tensor
     code: torch.Tensor
     references: SequenceBatch | None = None
+
+    def to(self, device: torch.device) -> Population:
+        """The same on this device.
+
+        Example: `population_of(batches, 100, codes).to(torch.device("cuda"))`
+        """
+        if self.step_rates.device == device:
+            return self
+        of = self.references
+        return Population(
+            self.step_rates.to(device),
+            self.static_rates.to(device),
+            self.code.to(device),
+            None if of is None else of.to(device),
+        )
 
 
 def given_baseline(

@@ -95,9 +95,23 @@ class Decomposition(TwoPasses):
         (whole,) = self.note(x)
         return x.gather(dim, whole.argmax(dim, keepdim=True)).squeeze(dim)
 
+    def constant(self, given: torch.Tensor) -> torch.Tensor:
+        """A constant belongs to neither part."""
+        return given if self.first else torch.zeros_like(given)
+
     def rows_chosen(self, rows: torch.Tensor) -> None:
-        """The order in which packing puts the rows."""
-        self.order = rows
+        """The order in which packing puts the rows; putting them back is none."""
+        if self.order is None or not torch.equal(rows, torch.argsort(self.order)):
+            self.order = rows
+
+    def steps_moved(self, operation: str) -> None:
+        """Refused: a cell's share of its step's biases follows the record's steps."""
+        raise self.refuse(f"a {operation} of steps")
+
+    def begin_second(self) -> None:
+        """The first way is done."""
+        super().begin_second()
+        self.order = None
 
     def recurrence(self, call: RecurrentCall) -> tuple[Any, ...]:
         """Every cell's own equations on the first way, beta's on the second."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,12 @@ class DenseQuestion(Question):
         super().__init__(
             DenseModel(forward, inputs.shape[2]), batch, given, _target(self.index), tolerance, seed, fitted=fitted
         )
+        self.require_finite()
+
+    @cached_property
+    def baseline_score(self) -> torch.Tensor:
+        """Of the baselines [patient]: each input may have a target of its own."""
+        return self.score_of(self.baseline)
 
     def explained(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The explained output [row] of any inputs [row, time, feature]."""

@@ -10,7 +10,7 @@ from whenwhy.attribution.question import Question
 from whenwhy.attribution.targets import has_own_step_scores
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS
-from whenwhy.models.sequence_model import Embedded
+from whenwhy.models.sequence_model import Embedded, not_dense
 
 
 def own_step_gradients(
@@ -36,6 +36,11 @@ def own_step_gradients(
     if question.target.step is not None:
         raise UserError(
             f"Every step's own prediction is explained here: name the target without @{question.target.step}."
+        )
+    reason = not_dense(question.model)
+    if reason is not None:
+        raise UserError(
+            f"Each step's own prediction needs the record cut after it, and {reason}: explain the whole record."
         )
     lengths, true = question.lengths[rows], question.true_steps[rows]  # [row], [row, step]
     if has_own_step_scores(question.model, question.target):

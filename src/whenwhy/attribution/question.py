@@ -77,9 +77,6 @@ class Question:
         kind: the name of the baseline, one of `BASELINES`.
         population: what is known of training patients; None: nothing.
         fitted: the tensors of a method that was fitted to the model beforehand, by name; empty for others.
-
-    Raises:
-        UserError: the score of a record or of its baseline is not finite.
     """
 
     def __init__(
@@ -105,7 +102,6 @@ class Question:
             self.embedded = dict(model.embed(batch))
         self.baseline = given.embedded or {name: torch.zeros_like(t) for name, t in self.embedded.items()}
         self.draws = Draws(batch.keys, seed)
-        self.require_finite()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -145,7 +141,19 @@ class Question:
     @cached_property
     def baseline_score(self) -> torch.Tensor:
         """Of the baselines [patient]."""
-        return self.score_of(self.baseline)
+        if self.given.embedded or not len(self):
+            return self.score_of(self.baseline)
+        # Empty records of one length are one and the same.
+        lengths, of = torch.unique(self.told_lengths, return_inverse=True)
+        rows = torch.empty_like(lengths).scatter_(0, of, torch.arange(len(of), device=of.device))
+        return self.score_of({name: tensor[rows] for name, tensor in self.baseline.items()}, rows)[of]
+
+    @cached_property
+    def record_gradients(self) -> Embedded:
+        """The gradients at the records themselves; their scores come along, so that these are not computed twice."""
+        score, found = self.with_slopes(self.explained, self.embedded)
+        self.__dict__.setdefault("score", score)
+        return found
 
     @cached_property
     def probabilities(self) -> torch.Tensor:

@@ -88,6 +88,10 @@ _LINEAR = frozenset(
         "vstack",
     ]
 )
+#: Which of them join signals with constants, and which may move steps to other places.
+_JOINS = frozenset(["cat", "concat", "concatenate", "stack", "where", "hstack", "vstack"])
+_MOVES = frozenset(["flip", "roll"])
+
 #: Questions about a tensor, answered plainly.
 _ABOUT = frozenset(
     [
@@ -208,6 +212,13 @@ class Rule:
 
     def rows_chosen(self, rows: torch.Tensor) -> None:
         """Told when rows are put into another order, as packing does."""
+
+    def steps_moved(self, operation: str) -> None:
+        """Told when a signal's steps may have changed their places, as a network does that reads backwards."""
+
+    def constant(self, given: torch.Tensor) -> torch.Tensor:
+        """What stands for a constant that is joined with signals."""
+        return given
 
     def refuse(self, what: str) -> UserError:
         """What to raise for what the rule does not know."""
@@ -363,11 +374,24 @@ def _asked(rule: Rule, function: Any, arguments: tuple[Any, ...], named: dict[st
     if name in _LINEAR:
         if name == "index_select":
             rule.rows_chosen(given[2])
+        if name in _MOVES:
+            rule.steps_moved(name)
+        if name in _JOINS:
+            given = _with_constants(rule, arguments)
         return _wrapped(rule, function(*given, **plain(named)))
     if name in _ABOUT:
         told = function(*given, **plain(named))
         return _wrapped(rule, told) if name == "__get__" else told  # a tensor that is asked for by name, such as x.T
     raise rule.refuse(f"'{name}'")
+
+
+def _with_constants(rule: Rule, given: Any) -> Any:
+    """The same numbers, signals as plain tensors, and of plain tensors of numbers what the rule puts there."""
+    if isinstance(given, Signal):
+        return plain(given)
+    if isinstance(given, torch.Tensor):
+        return rule.constant(given) if given.is_floating_point() else given
+    return type(given)(_with_constants(rule, one) for one in given) if isinstance(given, tuple | list) else given
 
 
 def _sum(rule: Rule, name: str, arguments: tuple[Any, ...], given: tuple[Any, ...], named: dict[str, Any]) -> Any:

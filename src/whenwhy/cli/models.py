@@ -50,7 +50,7 @@ def train_command(
     ] = "none",
     supervise: Annotated[str, typer.Option(help="last: the record's score; every: the scores at its steps.")] = "last",
     folds: Annotated[int, typer.Option(help="Folds of patients to measure on; the first is the data set's split.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of initial weights, order and folds.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of initial weights, order and folds.", min=0)] = 0,
     workers: WorkerCount = None,
     inline: Inline = False,
     ray_address: RayAddress = None,
@@ -129,7 +129,7 @@ def attribute_command(
         ),
     ] = "logit",
     tolerance: Annotated[float, typer.Option(help="Of completeness, in score units.")] = 1e-4,
-    seed: Annotated[int, typer.Option(help="Of methods and baselines that draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of methods and baselines that draw.", min=0)] = 0,
     absence: Annotated[
         bool,
         typer.Option(

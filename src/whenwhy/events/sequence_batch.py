@@ -30,6 +30,10 @@ class Bags:
     offsets: torch.Tensor
     at: np.ndarray
 
+    def to(self, device: torch.device) -> Bags:
+        """The same on this device."""
+        return Bags(self.ids.to(device), self.weights.to(device), self.offsets.to(device), self.at)
+
     @property
     def sizes(self) -> torch.Tensor:
         """How many values each bag holds [bag] int64."""
@@ -63,6 +67,15 @@ class SequenceBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def to(self, device: torch.device) -> SequenceBatch:
+        """The same on this device.
+
+        Example: `batch.to(torch.device("cuda"))`
+        """
+        streams = {name: bags.to(device) for name, bags in self.streams.items()}
+        lengths = self.lengths.to(device)
+        return SequenceBatch(streams, self.hours.to(device), lengths, self.n_steps, self.rows, self.keys)
 
 
 class Sequences:

@@ -15,10 +15,13 @@ from whenwhy.models.sequence_model import Embedded, ModelOfClasses, class_logits
 SPREAD = {EVENTS: 0.1, STATIC: 0.05}
 
 
-NO_ATTENTION = "The model has no attention: use a method that explains any model, such as integrated_gradients."
+NO_ATTENTION = (
+    "The model has no attention that whenwhy knows, as its own gru_attention and retain have: use a method that "
+    "explains any model, such as integrated_gradients."
+)
 NO_EFFECTS = (
-    "The model has no contributions of its own, as RETAIN has: use a method that explains any model, such as "
-    "integrated_gradients."
+    "The model has no contributions of its own that whenwhy knows, as its own retain has: use a method that explains "
+    "any model, such as integrated_gradients."
 )
 
 

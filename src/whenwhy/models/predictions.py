@@ -177,6 +177,11 @@ def _choose(split: str) -> Choose | None:
 
 
 def _table(shard: ScoredShard) -> pa.Table:
+    if (shard.label < 0).any():
+        raise UserError(
+            f"The sequences have the label '{shard.column('label')[shard.label < 0][0]}', and the model was trained on "
+            f"{', '.join(shard.classes)}: prepare labels of these classes."
+        )
     schema, probabilities = prediction_schema(shard.classes), shard.probabilities
     # Ties go to the class that is named later: a probability of one half predicts the positive class.
     predicted = probabilities.shape[1] - 1 - probabilities[:, ::-1].argmax(1)

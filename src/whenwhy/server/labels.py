@@ -231,6 +231,28 @@ def quantity_in_unit(run: Mapping[str, Any]) -> str:
     return told if "contribution" in told else f"{told}, not a contribution"
 
 
+def not_a_cause(run: Mapping[str, Any]) -> str:
+    """What a caption says a run's numbers are not, a sentence; empty of those that are no contributions anyway.
+
+    Example:
+        >>> not_a_cause({"measures": "contribution"}), not_a_cause({"measures": "attention"})
+        ("Contribution to this model's prediction, not a cause.", '')
+    """
+    return f"{NOT_A_CAUSE.capitalize()}." if "contribution" in run["measures"] else ""
+
+
+def ranking_title(run: Mapping[str, Any]) -> str:
+    """The title of the ranked features.
+
+    Example:
+        >>> ranking_title({"measures": "contribution"}), ranking_title({"measures": "attention"})
+        ('What carries the predictions', 'Where the attention weight is largest')
+    """
+    if "contribution" in run["measures"]:
+        return "What carries the predictions"
+    return f"Where the {quantity(run)} is largest"
+
+
 def target_unit(target: str) -> str:
     """The unit of a target.
 

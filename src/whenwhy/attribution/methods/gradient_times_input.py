@@ -17,5 +17,5 @@ from whenwhy.attribution.registry import Explanation, method
 )
 def gradient_times_input(question: Question) -> Explanation:
     """The gradient of the score at the record, times the way from the baseline."""
-    gradients = question.gradients_at(question.embedded)
+    gradients = question.record_gradients
     return Explanation(question.contributions(gradients), question.evaluations(1), gradients=gradients)

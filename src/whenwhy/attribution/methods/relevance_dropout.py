@@ -25,8 +25,8 @@ def relevance_dropout(question: Question, *, runs: int = 20, dropout: float = 0.
     Messages through the weights of linear and recurrent layers are dropped, the same for every patient; those
     from embeddings to feature values are not. The mean tends to the plain relevance.
     """
-    if runs < 2 or not 0 < dropout < 1:
-        raise UserError("relevance_dropout needs at least 2 runs and a dropout between 0 and 1.")
+    if runs < 2 or not 0 < dropout < 1 or epsilon < 0:
+        raise UserError("relevance_dropout needs at least 2 runs, a dropout between 0 and 1 and an epsilon from 0.")
     names = list(question.weights)
     sums = {name: torch.zeros_like(question.weights[name], dtype=torch.float64) for name in names}
     squares = {name: torch.zeros_like(tensor) for name, tensor in sums.items()}

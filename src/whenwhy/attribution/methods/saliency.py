@@ -20,7 +20,7 @@ def saliency(question: Question) -> Explanation:
 
     It compares with nothing, so there is no baseline in it, and nothing to tell of what is absent.
     """
-    slopes = question.slopes(question.gradients_at(question.embedded))
+    slopes = question.slopes(question.record_gradients)
     return Explanation(
         Contributions({name: slope.abs() for name, slope in slopes.items()}, {}), question.evaluations(1)
     )

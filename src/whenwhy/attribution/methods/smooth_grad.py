@@ -51,6 +51,7 @@ def smooth_grad(question: Question, *, samples: int = 25, sigma: float = 0.02) -
 
 def noisy(question: Question, samples: int, sigma: float) -> Iterator[Embedded]:
     """The records' embeddings with noise, one sample at a time; padding has none."""
+    question.require_finite()  # a first layer that is no number has no root
     # The root that is symmetric is the only one of its kind, so every device draws the same noise.
     roots = {name: symmetric_root(square) for name, square in question.table_squares.items()}
     true = torch.arange(question.batch.n_steps, device=question.lengths.device) < question.lengths.unsqueeze(1)

@@ -109,6 +109,6 @@ def recurrence_given(layer: nn.RNNBase, turned: bool) -> nn.RNNBase:
 def _packed_like(asked: PackedSequence, value: torch.Tensor) -> PackedSequence:
     """`value` [patient, step, width] packed in the order in which `asked` is."""
     order = asked.sorted_indices
-    ordered = value if order is None else value[order]
+    ordered = value if order is None else value.index_select(0, order)  # as torch packs, so that rules see the order
     data = torch.cat([ordered[:count, step] for step, count in enumerate(asked.batch_sizes.tolist())])
     return PackedSequence(data, asked.batch_sizes, asked.sorted_indices, asked.unsorted_indices)

@@ -15,13 +15,13 @@ from bokeh.palettes import RdBu, interp_palette
 from whenwhy.server.answers import Asks
 from whenwhy.server.choices import Choices
 from whenwhy.server.labels import (
-    NOT_A_CAUSE,
     capitalised,
     class_words,
     counted,
     feature_words,
     interval,
     no_cells,
+    not_a_cause,
     quantity_in_unit,
     signed,
     split_words,
@@ -265,7 +265,7 @@ def _table(data: Cells, labels: list[str], run: Mapping[str, Any]) -> str:
         [label, *(signed(m) if (m := mean.get((v["feature_value_id"], t), math.nan)) == m else "" for t in times)]
         for label, v in zip(labels, data.values, strict=True)
     ]
-    caption = f"Mean per event: {quantity_in_unit(run)}; empty where no cell may be shown. {NOT_A_CAUSE.capitalize()}."
+    caption = f"Mean per event: {quantity_in_unit(run)}; empty where no cell may be shown. {not_a_cause(run)}"
     head = ["Value", *(data.scale.words(t) for t in times)]
     return in_details("The heat map as a table", table(caption, head, [[_escaped(c) for c in row] for row in rows]))
 

@@ -21,6 +21,7 @@ from whenwhy.server.labels import (
     no_cells,
     quantity,
     quantity_in_unit,
+    ranking_title,
     shortened,
     signed,
     unit_of,
@@ -92,11 +93,11 @@ class Ranking:
         unit = unit_of(run)
         n = len(data.rows)
         none = capitalised(no_cells(data.state.min_patients)) + "."
-        shown = f"the {n} that carry most" if n == TOP else counted(n, "feature")
+        shown = f"the {n} with most" if n == TOP else counted(n, "feature")
         ranked = f"by mean absolute {quantity(run)} per prediction; choose a bar"
         if any(row["mean_abs_per_prediction"] is None for row in data.rows):
             ranked = "without a rank: how many predictions there are may not be shown for this cohort"
-        self._heading.text = heading("What carries the predictions", f"{shown} {ranked}") if n else words(none)
+        self._heading.text = heading(ranking_title(run), f"{shown} {ranked}") if n else words(none)
         self._plot.visible = n > 0
         self.source.selected.indices = []
         self.source.data = _columns(data.rows, data.state.feature)
