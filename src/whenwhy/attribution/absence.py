@@ -68,7 +68,7 @@ def absent_contributions(
     distinct, place = torch.unique(ids.long().to(device), return_inverse=True)
     column = torch.full((model.vocabulary_size,), -1, dtype=torch.int64, device=device)
     column[distinct] = torch.arange(len(distinct), device=device)
-    true = torch.arange(batch.n_steps, device=batch.lengths.device) < batch.lengths.unsqueeze(1)  # [patient, step]
+    true = batch.true_steps  # [patient, step]
     told = {}
     for name, rates in ((EVENTS, population.step_rates), (STATIC, population.static_rates)):
         bags = batch.streams[name]

@@ -105,7 +105,7 @@ def _rates(model: SequenceModel, batch: SequenceBatch, population: Population, s
     everything = _bag_batch(batch, population.step_rates, population.static_rates)
     with torch.no_grad():
         mean = model.embed(everything)
-    true = torch.arange(batch.n_steps, device=batch.lengths.device) < batch.lengths.unsqueeze(1)  # [patient, step]
+    true = batch.true_steps  # [patient, step]
     step = mean[EVENTS][0, 0]
     events = true.view(*true.shape, *[1] * step.ndim) * step
     embedded = {EVENTS: events, STATIC: mean[STATIC][:1].expand(len(batch), *mean[STATIC].shape[1:])}

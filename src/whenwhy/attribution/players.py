@@ -233,7 +233,7 @@ def items_of(question: Question) -> dict[str, Items]:
         there = torch.ones_like(question.lengths, dtype=torch.bool)
         if name == EVENTS:
             n_steps, extra = question.batch.n_steps, extra.flatten(0, 1)
-            there = (torch.arange(n_steps, device=there.device) < question.lengths.unsqueeze(1)).flatten()
+            there = question.true_steps.flatten()
         absent = torch.nonzero(there).squeeze(1)  # bags of true steps
         bag = torch.cat([values.bag, absent])
         ids = torch.cat([values.id, torch.full_like(absent, EVERYTHING_ABSENT)])

@@ -168,8 +168,7 @@ class Question:
     @cached_property
     def true_steps(self) -> torch.Tensor:
         """Which steps are the record's own, and no padding [patient, step] bool."""
-        steps = torch.arange(self.batch.n_steps, device=self.lengths.device)
-        return steps < self.lengths.unsqueeze(1)
+        return self.batch.true_steps
 
     def explained(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The explained number [row] of any embeddings [row, ...], with a gradient where it is enabled.

@@ -68,6 +68,11 @@ class SequenceBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def true_steps(self) -> torch.Tensor:
+        """Which steps are the records' own, and no padding [patient, step] bool."""
+        return torch.arange(self.n_steps, device=self.lengths.device) < self.lengths.unsqueeze(1)
+
     def to(self, device: torch.device) -> SequenceBatch:
         """The same on this device.
 

@@ -54,7 +54,7 @@ def noisy(question: Question, samples: int, sigma: float) -> Iterator[Embedded]:
     question.require_finite()  # a first layer that is no number has no root
     # The root that is symmetric is the only one of its kind, so every device draws the same noise.
     roots = {name: symmetric_root(square) for name, square in question.table_squares.items()}
-    true = torch.arange(question.batch.n_steps, device=question.lengths.device) < question.lengths.unsqueeze(1)
+    true = question.true_steps
     for sample in range(samples):
         found = {}
         for name, record in question.embedded.items():
