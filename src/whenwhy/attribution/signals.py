@@ -13,157 +13,23 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from whenwhy.attribution.operations import (
+    ABOUT,
+    ADD,
+    DIVIDE,
+    ELEMENTWISE,
+    JOINS,
+    LINEAR,
+    MATRIX,
+    MAXIMUM,
+    MOVES,
+    MULTIPLY,
+    SIGMOID,
+    SOFTMAX,
+    SUBTRACT,
+)
 from whenwhy.attribution.recurrences import RecurrentCall, unrolled
 from whenwhy.errors import UserError
-
-#: Operations that are linear in each tensor that they take, or only arrange numbers.
-_LINEAR = frozenset(
-    [
-        "__getitem__",
-        "_pack_padded_sequence",
-        "_pad_packed_sequence",
-        "alpha_dropout",
-        "cat",
-        "chunk",
-        "clone",
-        "concat",
-        "concatenate",
-        "contiguous",
-        "cpu",
-        "cumsum",
-        "cuda",
-        "detach",
-        "diagonal",
-        "double",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "expand",
-        "expand_as",
-        "flatten",
-        "flip",
-        "float",
-        "gather",
-        "index_select",
-        "masked_select",
-        "mean",
-        "moveaxis",
-        "movedim",
-        "narrow",
-        "neg",
-        "__neg__",
-        "permute",
-        "repeat",
-        "repeat_interleave",
-        "reshape",
-        "reshape_as",
-        "roll",
-        "select",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "stack",
-        "sum",
-        "swapaxes",
-        "t",
-        "take_along_dim",
-        "tensor_split",
-        "to",
-        "transpose",
-        "type",
-        "type_as",
-        "unbind",
-        "unflatten",
-        "unsqueeze",
-        "view",
-        "view_as",
-        "where",
-        "tile",
-        "tril",
-        "triu",
-        "as_subclass",
-        "mT_get",
-        "T_get",
-        "hstack",
-        "vstack",
-    ]
-)
-#: Which of them join signals with constants, and which may move steps to other places.
-_JOINS = frozenset(["cat", "concat", "concatenate", "stack", "where", "hstack", "vstack"])
-_MOVES = frozenset(["flip", "roll"])
-
-#: Questions about a tensor, answered plainly.
-_ABOUT = frozenset(
-    [
-        "__get__",
-        "__len__",
-        "__hash__",
-        "__bool__",
-        "dim",
-        "ndimension",
-        "size",
-        "numel",
-        "element_size",
-        "is_floating_point",
-        "is_complex",
-        "stride",
-        "is_contiguous",
-        "get_device",
-        "data_ptr",
-        "storage_offset",
-        "requires_grad_",
-        "isfinite",
-        "isnan",
-        "isinf",
-        "__repr__",
-        "__format__",
-        "is_same_size",
-        "lt",
-        "gt",
-        "le",
-        "ge",
-        "eq",
-        "ne",
-        "__lt__",
-        "__gt__",
-        "__le__",
-        "__ge__",
-        "__eq__",
-        "__ne__",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "rand_like",
-        "new_zeros",
-        "new_ones",
-        "new_empty",
-        "new_full",
-        "new_tensor",
-        "argmax",
-        "argmin",
-        "is_nonzero",
-        "any",
-        "all",
-        "is_pinned",
-        "tolist",
-        "item",
-    ]
-)
-_ELEMENTWISE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "tanh": torch.tanh, "relu": torch.relu, "relu_": torch.relu, "gelu": functional.gelu, "silu": functional.silu,
-    "elu": functional.elu, "leaky_relu": functional.leaky_relu, "softplus": functional.softplus, "exp": torch.exp,
-    "softsign": functional.softsign, "hardtanh": functional.hardtanh, "tanhshrink": functional.tanhshrink,
-    "reciprocal": torch.reciprocal, "square": torch.square, "mish": functional.mish, "selu": functional.selu,
-}  # fmt: skip
-_SIGMOID = ("sigmoid", "sigmoid_")
-_SOFTMAX = ("softmax", "_softmax")
-_ADD = ("add", "__add__", "__radd__", "__iadd__", "add_")
-_SUBTRACT = ("sub", "__sub__", "__isub__", "sub_", "subtract")
-_MULTIPLY = ("mul", "__mul__", "__rmul__", "__imul__", "mul_", "multiply")
-_MATRIX = ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm")
-_DIVIDE = ("div", "__truediv__", "true_divide", "div_", "__itruediv__", "divide")
-_MAXIMUM = ("amax", "max")
 
 
 class Rule:
@@ -326,15 +192,15 @@ def _asked(rule: Rule, function: Any, arguments: tuple[Any, ...], named: dict[st
     given = plain(arguments)
     if function in (torch.gru, torch.lstm):
         return _recurrence(rule, function, arguments)
-    if name in _ELEMENTWISE:
-        apply = _ELEMENTWISE[name]
+    if name in ELEMENTWISE:
+        apply = ELEMENTWISE[name]
         if name in ("gelu", "elu", "leaky_relu", "softplus", "hardtanh"):  # the functions that have settings
             settings = {key: value for key, value in named.items() if key not in ("inplace", "input")}
             apply = lambda x: function(x, *given[1:], **settings)  # noqa: E731
         return _wrapped(rule, rule.elementwise(apply, given[0]))
-    if name in _SIGMOID:
+    if name in SIGMOID:
         return _wrapped(rule, rule.sigmoid(given[0]))
-    if name in _SOFTMAX:
+    if name in SOFTMAX:
         dim = named.get("dim", given[1] if len(given) > 1 else -1)
         return _wrapped(rule, rule.softmax(given[0], int(dim)))
     if name == "linear":
@@ -342,18 +208,18 @@ def _asked(rule: Rule, function: Any, arguments: tuple[Any, ...], named: dict[st
         if isinstance(arguments[1], Signal):
             raise rule.refuse("a product of two signals")
         return _wrapped(rule, rule.linear(x, weight, named.get("bias", given[2] if len(given) > 2 else None)))
-    if name in _ADD or name in _SUBTRACT or name in ("rsub", "__rsub__"):
+    if name in ADD or name in SUBTRACT or name in ("rsub", "__rsub__"):
         return _wrapped(rule, _sum(rule, name, arguments, given, named))
-    if name in _MULTIPLY or name in _MATRIX:
+    if name in MULTIPLY or name in MATRIX:
         if name in ("__rmul__", "__rmatmul__"):
             arguments, given = arguments[::-1], given[::-1]
-        times = torch.mul if name in _MULTIPLY else torch.matmul
+        times = torch.mul if name in MULTIPLY else torch.matmul
         first, second = given
         if isinstance(arguments[0], Signal) and isinstance(arguments[1], Signal):
             return _wrapped(rule, rule.product(first, second, times))
         return _wrapped(rule, times(first, second))
-    if name in _DIVIDE or name in ("__rdiv__", "__rtruediv__"):
-        if name not in _DIVIDE:
+    if name in DIVIDE or name in ("__rdiv__", "__rtruediv__"):
+        if name not in DIVIDE:
             arguments, given = arguments[::-1], given[::-1]
         if isinstance(arguments[1], Signal):
             inverse = rule.elementwise(torch.reciprocal, given[1])
@@ -362,7 +228,7 @@ def _asked(rule: Rule, function: Any, arguments: tuple[Any, ...], named: dict[st
             both = isinstance(arguments[0], Signal)
             return _wrapped(rule, rule.product(given[0], inverse, torch.mul) if both else given[0] * inverse)
         return _wrapped(rule, given[0] / given[1])
-    if name in _MAXIMUM and (len(given) > 1 or "dim" in named) and not named.get("keepdim"):
+    if name in MAXIMUM and (len(given) > 1 or "dim" in named) and not named.get("keepdim"):
         dim = named.get("dim", given[1] if len(given) > 1 else None)
         if isinstance(dim, int):
             found = _wrapped(rule, rule.maximum(given[0], dim))
@@ -371,15 +237,15 @@ def _asked(rule: Rule, function: Any, arguments: tuple[Any, ...], named: dict[st
         return _wrapped(rule, given[0].masked_fill(*given[1:], **named))
     if name == "batch_norm":
         return _wrapped(rule, _batch_norm(rule, *given, **named))
-    if name in _LINEAR:
+    if name in LINEAR:
         if name == "index_select":
             rule.rows_chosen(given[2])
-        if name in _MOVES:
+        if name in MOVES:
             rule.steps_moved(name)
-        if name in _JOINS:
+        if name in JOINS:
             given = _with_constants(rule, arguments)
         return _wrapped(rule, function(*given, **plain(named)))
-    if name in _ABOUT:
+    if name in ABOUT:
         told = function(*given, **plain(named))
         return _wrapped(rule, told) if name == "__get__" else told  # a tensor that is asked for by name, such as x.T
     raise rule.refuse(f"'{name}'")
@@ -398,7 +264,7 @@ def _sum(rule: Rule, name: str, arguments: tuple[Any, ...], given: tuple[Any, ..
     if named.get("alpha", 1) != 1:
         raise rule.refuse("a sum with alpha")
     first, second = given[:2]
-    minus = name in _SUBTRACT
+    minus = name in SUBTRACT
     if name in ("rsub", "__rsub__"):
         first, second, minus = second, first, True
         arguments = (arguments[1], arguments[0])
