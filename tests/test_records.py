@@ -23,6 +23,7 @@ from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.events.sequences import PrepareSettings, prepare
+from whenwhy.events.sorted_numbers import rows_with
 from whenwhy.shards import StageDirectory
 
 START = datetime(2021, 3, 1)
@@ -392,3 +393,14 @@ def test_impossible_memory_limits_are_refused_before_any_work(tmp_path: Path, li
             memory_limit=limit,
         )  # fmt: skip
     assert not (tmp_path / "deep").exists()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=40), st.booleans())
+def test_rows_with_a_thing_are_counted_once_each(pairs: list[tuple[int, int]], many: bool) -> None:
+    """By a table of all pairs where it is small, by sorting where it is not."""
+    rows, size = (4, 100_000) if many else (4, 6)
+    row, what = (np.array([pair[at] for pair in pairs], dtype=np.int64) for at in (0, 1))
+    counted = rows_with(row, what, rows, size)
+    assert counted.tolist()[:6] == [len({r for r, w in pairs if w == thing}) for thing in range(6)]
+    assert counted[6:].sum() == 0
+    assert len(counted) == size

@@ -445,6 +445,17 @@ def test_repeated_rows_are_counted_exactly(rows: list[tuple[int, int, int, float
     assert repeated(run, time, code, value) == len(rows) - len(distinct)
 
 
+def test_repeated_rows_are_found_among_many() -> None:
+    """So many rows that most meet another one's place by chance in the first round."""
+    random = np.random.default_rng(0)
+    rows = np.arange(1_500_000)
+    rows[random.choice(len(rows), 1000, replace=False)] = 7
+    run, time, code = rows // 10_000, rows % 10_000 // 100, rows % 100
+    twice = len(rows) - len(np.unique(rows))
+    assert twice >= 999
+    assert repeated(run, time, code, np.full(len(rows), np.nan, np.float32)) == twice
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=200),

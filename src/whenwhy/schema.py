@@ -274,6 +274,16 @@ def with_dictionary(schema: pa.Schema) -> list[str]:
     ]
 
 
+def with_statistics(schema: pa.Schema) -> list[str]:
+    """The columns whose least and greatest value a query may skip rows by; of a list's numbers they say nothing.
+
+    Example:
+        >>> with_statistics(SEQUENCES)[:2]
+        ['subject_id', 'prediction_time']
+    """
+    return [field.name for field in schema if not pa.types.is_nested(field.type)]
+
+
 def on_grid(attribution: np.ndarray) -> np.ndarray:
     """The float32 array [row] of the nearest multiples of 1 / ATTRIBUTION_UNITS.
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whenwhy.errors import UserError
-from whenwhy.schema import FORMAT_VERSION, with_dictionary
+from whenwhy.schema import FORMAT_VERSION, with_dictionary, with_statistics
 from whenwhy.working_folder import fsync, left_by_us, remove_scratch, remove_temporaries, temporary_name
 
 Json = dict[str, Any]
@@ -303,9 +303,13 @@ class StageDirectory:
             temporary = self.path / "data" / temporary_name()
             try:
                 if isinstance(content, pa.Table):
-                    dictionary = with_dictionary(content.schema)
                     pq.write_table(
-                        content, temporary, compression="zstd", row_group_size=1 << 17, use_dictionary=dictionary
+                        content,
+                        temporary,
+                        compression="zstd",
+                        row_group_size=1 << 17,
+                        use_dictionary=with_dictionary(content.schema),
+                        write_statistics=with_statistics(content.schema),
                     )
                     extension, rows = ".parquet", content.num_rows
                 else:

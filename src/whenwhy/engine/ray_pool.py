@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from whenwhy.engine.memory import keep_freed_memory
 from whenwhy.engine.run import Task, Workers
 from whenwhy.errors import UserError
 
@@ -36,6 +37,7 @@ class Worker:
     """An actor: each task started once on its own device, then one shard a call."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self.begun: int | None = None
         self.work_on: Callable[[str], int] | None = None
 

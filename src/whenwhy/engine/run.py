@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from whenwhy.engine.memory import keep_freed_memory
 from whenwhy.engine.progress import Progress, console
 from whenwhy.errors import UserError
 
@@ -55,6 +56,7 @@ class InlinePool:
     """This process as the only worker."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self.work: Callable[[str], int] | None = None
         self.key: str | None = None
 

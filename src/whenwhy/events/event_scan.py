@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whenwhy.events.cohort import Cohort
-from whenwhy.events.feature_values import NO_FEATURES, packed
+from whenwhy.events.feature_values import NO_FEATURES, NO_NUMBER, packed
 from whenwhy.events.findings import INCOMPLETE, NOT_FINITE, OUT_OF_ORDER, REPEATED, SCATTERED
 from whenwhy.events.meds_dataset import EVENT_COLUMNS
 from whenwhy.events.parquet_files import reading
-from whenwhy.events.sorted_numbers import distinct
+from whenwhy.events.sorted_numbers import changes
 
 #: Rows a worker holds at a time, and rows of a chunk, about.
 ROWS_AT_ONCE = 1 << 20
@@ -197,7 +197,7 @@ class _Scan:
             if "numeric_value" in table.column_names:
                 self.findings[NOT_FINITE] += int(infinite.sum()) - table["numeric_value"].null_count
             value[infinite] = np.nan
-        begins = np.flatnonzero(np.diff(subject, prepend=~subject[0]) != 0)
+        begins = np.flatnonzero(changes(subject))
         lengths = np.diff(np.append(begins, len(subject)))
         self.subjects.append(subject[begins])
         earlier = time[1:] < time[:-1]
@@ -258,10 +258,14 @@ class _Scan:
 
     def _count(self, code: np.ndarray, codes: list[str], value: np.ndarray) -> None:
         """How often training events have each distinct number of a code."""
-        key = np.sort(packed(code, value))
-        first = np.flatnonzero(np.diff(key, prepend=~key[:1]) != 0)
-        times = np.diff(np.append(first, len(key)))
-        at, low = key[first] >> np.uint64(32), key[first].astype(np.uint32)
+        without = np.isnan(value)  # most events; they need no sorting
+        key = np.sort(packed(code[~without], value[~without]))
+        first = np.flatnonzero(changes(key))
+        plain = np.bincount(code[without], minlength=len(codes))
+        plain_at = np.flatnonzero(plain)
+        times = np.concatenate([np.diff(np.append(first, len(key))), plain[plain_at]])
+        at = np.concatenate([key[first] >> np.uint64(32), plain_at.astype(np.uint64)])
+        low = np.concatenate([key[first].astype(np.uint32), np.full(len(plain_at), NO_NUMBER)])
         dictionary = pa.DictionaryArray.from_arrays(pa.array(at.astype(np.int32)), pa.array(codes, pa.string()))
         self.counts.append(pa.table({"code": dictionary, "number": low, "events": times}))
 
@@ -324,7 +328,7 @@ def stratum_value(code: str, value: float) -> str:
 def repeated(run: np.ndarray, time: np.ndarray, code: np.ndarray, value: np.ndarray) -> int:
     """How many rows equal an earlier one in every column.
 
-    Rows are told apart by a hash first, since 64-bit numbers sort quickly; those of equal hashes are compared.
+    A row is told apart by a hash first: only those whose hash meets another row's are compared.
 
     Example:
         >>> one = np.array([1, 1, 1])
@@ -336,17 +340,37 @@ def repeated(run: np.ndarray, time: np.ndarray, code: np.ndarray, value: np.ndar
     for column in (time.view(np.uint64), code.astype(np.uint64), bits):
         mixed = (mixed ^ column) * np.uint64(0xBF58476D1CE4E5B9)
         mixed ^= mixed >> np.uint64(29)
-    order = np.argsort(mixed)
-    ordered = mixed[order]
-    alike = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if not len(alike):
+    at = _meeting(mixed)
+    if not len(at):
         return 0
-    at = order[distinct(np.concatenate([alike, alike + 1]))]
     at = at[np.lexsort((bits[at], code[at], time[at], run[at], mixed[at]))]
     same = np.ones(len(at) - 1, dtype=bool)
     for column in (run, time, code, bits):
         same &= column[at][1:] == column[at][:-1]
     return int(same.sum())
+
+
+#: Bits of a hash that choose a place in a table small enough for a processor's cache.
+_PLACE_BITS = 20
+
+
+def _meeting(mixed: np.ndarray) -> np.ndarray:
+    """The positions of hashes [row] uint64 that equal another one, ascending, and of a few others.
+
+    Each hash writes its position into a place that some of its bits choose, and who finds another's position
+    there stays: three rounds with other bits are much quicker than sorting them all.
+    """
+    at = np.arange(len(mixed))
+    for lowest in (64 - _PLACE_BITS, 64 - 2 * _PLACE_BITS, 64 - 3 * _PLACE_BITS):
+        place = (mixed[at] >> np.uint64(lowest)).astype(np.int64) & ((1 << _PLACE_BITS) - 1)
+        number = np.arange(len(at), dtype=np.int32)
+        written = np.empty(1 << _PLACE_BITS, dtype=np.int32)
+        written[place] = number
+        found = written[place]
+        meets = found != number
+        meets[found[meets]] = True
+        at = at[meets]
+    return at
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

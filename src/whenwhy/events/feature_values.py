@@ -109,6 +109,7 @@ class Lookup:
                     stretches[first] = row["feature_value_id"]
         self.keys = np.array(sorted(stretches), dtype=np.uint64)
         self.values = np.array([stretches[int(key)] for key in self.keys], dtype=np.int32)
+        self.without = np.array([stretches[at << 32 | absent] for at in range(len(codes))], dtype=np.int32)
 
     def ids(self, code: np.ndarray, number: np.ndarray) -> np.ndarray:
         """[event] int32; -1 where there is no such feature value.
@@ -119,7 +120,11 @@ class Lookup:
         """
         if not len(self.keys):
             return np.full(len(code), -1, dtype=np.int32)
-        return np.asarray(self.values[np.searchsorted(self.keys, packed(code, number), side="right") - 1])
+        ids = self.without[code]
+        numbered = np.flatnonzero(~np.isnan(number))  # a search is needed for these alone
+        key = packed(code[numbered], number[numbered])
+        ids[numbered] = self.values[np.searchsorted(self.keys, key, side="right") - 1]
+        return ids
 
 
 #: The bin of a feature value of a foreign vocabulary that stands for a code whatever its number.

@@ -27,6 +27,7 @@ from whenwhy.events.feature_values import (
 )
 from whenwhy.events.out_of_core import connect, literal, within
 from whenwhy.events.parquet_files import first_line
+from whenwhy.events.sorted_numbers import changes
 from whenwhy.schema import FEATURE_VALUES, RECORDED
 
 
@@ -83,7 +84,7 @@ def fitted(
         if count_files:
             for batch in pq.ParquetFile(merged).iter_batches(1 << 20):
                 at, number, events = (column.to_numpy() for column in batch.columns)
-                begins = np.flatnonzero(np.diff(at, prepend=-1) != 0)
+                begins = np.flatnonzero(changes(at))
                 for begin, end in zip(begins, np.append(begins[1:], len(at)), strict=True):
                     with_number = number[begin:end] != NO_NUMBER
                     if with_number.any():

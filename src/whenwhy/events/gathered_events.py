@@ -19,7 +19,7 @@ import pyarrow as pa
 from whenwhy.events.cohort import Cohort
 from whenwhy.events.event_scan import SOURCE, UNDATED, stratum_value
 from whenwhy.events.feature_values import Lookup, ordered_bits
-from whenwhy.events.sorted_numbers import distinct
+from whenwhy.events.sorted_numbers import changes, rows_with
 
 PROVISIONAL = "provisional.parquet"  # the table of feature values before folding
 CODES = "codes.json"  # the codes that a position stands for
@@ -101,7 +101,7 @@ class GatherShard:
                 for held, column in zip(slices, (who, time, whole.place[code], value), strict=True):
                     held.append(column)
                 # Runs of one patient are together in a slice.
-                here = np.searchsorted(patients, who[np.append(True, who[1:] != who[:-1])])
+                here = np.searchsorted(patients, who[changes(who)])
                 if whole.source is None:
                     sources[here] = part.source
                 else:
@@ -110,7 +110,9 @@ class GatherShard:
                     for at, source in set(rows):
                         sources[at] = min(sources[at] or source, source)
             who, time, code, value = (np.concatenate(held) for held in slices)
-            patient = np.searchsorted(patients, who)
+            begins = np.flatnonzero(changes(who))
+            lengths = np.diff(np.append(begins, len(who)))
+            patient = np.repeat(np.searchsorted(patients, who[begins]), lengths)
             ids = np.where(left_out[code], -1, lookup.ids(code, value)).astype(np.int32)
             order = _order(patient, time, ids, value)
             patient, time, code, value, ids = (column[order] for column in (patient, time, code, value, ids))
@@ -122,11 +124,12 @@ class GatherShard:
                 of_patient[names[code[at]]] = min(told, of_patient.get(names[code[at]], told))
 
             known = ids >= 0
-            training = cohort.training[patients][patient] & known
+            training = np.flatnonzero(cohort.training[patients][patient] & known)
+            trained = patient[training], ids[training]
             np.savez(
                 scratch / f"{key}.npz",
-                patients=_distinct_patients(patient[training], ids[training], len(code_of)),
-                code_patients=_distinct_patients(patient[training], code_of[ids[training]], len(codes)),
+                patients=rows_with(*trained, len(patients), len(code_of)),
+                code_patients=rows_with(trained[0], code_of[trained[1]], len(patients), len(codes)),
                 unknown=np.bincount(code[~known & ~left_out[code]], minlength=len(codes)),
             )
             keep = known | anchor[code]
@@ -159,12 +162,12 @@ def _order(patient: np.ndarray, time: np.ndarray, ids: np.ndarray, value: np.nda
     if not len(patient):
         return np.array([], dtype=np.int64)
     # Runs of one patient move as a whole; most are whole patients.
-    begins = np.flatnonzero(np.diff(patient, prepend=-1) != 0)
+    begins = np.flatnonzero(changes(patient))
     lengths = np.diff(np.append(begins, len(patient)))
     moved = np.argsort(patient[begins], kind="stable")
     starts = begins[moved] - np.concatenate([[0], np.cumsum(lengths[moved])[:-1]])
     order = np.repeat(starts, lengths[moved]) + np.arange(len(patient))
-    new = (np.diff(patient[order], prepend=-1) != 0) | (np.diff(time[order], prepend=0) != 0)
+    new = changes(patient[order]) | changes(time[order])
     key = (np.cumsum(new).astype(np.int64) << 32) | (ids[order].astype(np.int64) + 1)
     within = np.argsort(key, kind="stable")
     order, key = order[within], key[within]
@@ -173,12 +176,6 @@ def _order(patient: np.ndarray, time: np.ndarray, ids: np.ndarray, value: np.nda
     at = np.flatnonzero(tied)
     order[at] = order[at][np.lexsort((ordered_bits(value[order[at]]), key[at]))]
     return order
-
-
-def _distinct_patients(patient: np.ndarray, what: np.ndarray, size: int) -> np.ndarray:
-    """How many patients have each [size]."""
-    pairs = distinct(patient.astype(np.int64) * size + what)
-    return np.bincount(pairs % size, minlength=size) if len(pairs) else np.zeros(size, dtype=np.int64)
 
 
 def read_gathered(file: Path) -> tuple[dict[str, np.ndarray], list[str], list[dict[str, str]]]:

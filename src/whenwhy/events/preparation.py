@@ -47,7 +47,7 @@ from whenwhy.events.sequence_directory import (
     shard_names,
     shard_place,
 )
-from whenwhy.events.sorted_numbers import distinct
+from whenwhy.events.sorted_numbers import distinct, rows_with
 from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, strata_column, years_at
 from whenwhy.schema import FEATURE_VALUES, TRAIN
 from whenwhy.shards import Json, StageDirectory
@@ -132,10 +132,9 @@ def training_counts(table: pa.Table, size: int) -> np.ndarray:
     (row, ids), (static_row, static_id) = values("event_id"), values("static_id")
     undated = distinct(static_row * size + static_id)
     every = np.concatenate([ids, static_id])
-    pairs = distinct(np.concatenate([row, static_row]) * size + every)
     counts = [
         np.bincount(every, minlength=size),
-        np.bincount(pairs % size, minlength=size),
+        rows_with(np.concatenate([row, static_row]), every, len(of), size),
         np.bincount(undated % size, minlength=size),
         np.bincount(undated % size, positive[undated // size], minlength=size),
     ]

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from whenwhy.events.derived_features import Layout, Values, derived
 from whenwhy.events.event_scan import UNDATED
-from whenwhy.events.sorted_numbers import first_reaching
+from whenwhy.events.sorted_numbers import changes, first_reaching
 from whenwhy.events.steps import HOUR_US, MINUTE_US, NO_ANCHOR, StepRule, steps_of
 from whenwhy.schema import SEQUENCES
 
@@ -201,9 +201,8 @@ def _in_order(values: Values, extra: Values) -> Values:
         both = Values(*(np.concatenate(c) for c in zip(values.__dict__.values(), extra.__dict__.values(), strict=True)))
         return both.at(np.lexsort((both.number, -both.minutes, both.id, both.step, both.row)))
     key = values.row.astype(np.int64) << 32 | values.step
-    new = np.diff(key, prepend=-1) != 0
-    key = np.cumsum(new).astype(np.int64) << 32 | values.id
-    if (np.diff(key) >= 0).all():
+    key = np.cumsum(changes(key)) << 32 | values.id
+    if (key[1:] >= key[:-1]).all():
         return values
     return values.at(np.argsort(key, kind="stable"))
 

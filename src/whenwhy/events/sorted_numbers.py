@@ -1,4 +1,4 @@
-"""Distinct numbers and positions by sorting: several times as fast as numpy's hash-based unique at these sizes."""
+"""Distinct numbers, pairs and positions: several times as fast as numpy's own functions at these sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,41 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
         [1, 3]
     """
     ordered = np.sort(numbers)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+    return ordered[changes(ordered)]
+
+
+def changes(numbers: np.ndarray) -> np.ndarray:
+    """[number] whether it is another than the one before it; the first one is.
+
+    Example:
+        >>> changes(np.array([3, 3, 1])).tolist()
+        [True, False, True]
+    """
+    new = np.ones(len(numbers), dtype=bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=new[1:])
+    return new
+
+
+#: A table of all pairs is quicker than sorting up to so many places a pair.
+_PLACES_A_PAIR = 64
+
+
+def rows_with(row: np.ndarray, what: np.ndarray, rows: int, size: int) -> np.ndarray:
+    """In how many rows each thing is [size] int64, however often in one.
+
+    Args:
+        row: [pair] below `rows`; what: [pair] below `size`.
+
+    Example:
+        >>> rows_with(np.array([0, 0, 1]), np.array([2, 2, 2]), 2, 3).tolist()
+        [0, 0, 2]
+    """
+    pairs = row.astype(np.int64) * size + what
+    if rows * size <= _PLACES_A_PAIR * len(pairs):
+        seen = np.zeros(rows * size, dtype=bool)
+        seen[pairs] = True
+        return np.count_nonzero(seen.reshape(rows, size), axis=0)
+    return np.bincount(distinct(pairs) % size, minlength=size)
 
 
 def first_reaching(ascending: np.ndarray, begin: np.ndarray, end: np.ndarray, limit: np.ndarray) -> np.ndarray:

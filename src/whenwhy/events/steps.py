@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whenwhy.errors import UserError
+from whenwhy.events.sorted_numbers import changes
 
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
@@ -131,17 +132,16 @@ def steps_of(
 
 def _changes(row: np.ndarray, step: np.ndarray, before: bool = False) -> np.ndarray:
     """[event] whether the next (or the previous) event belongs to another step."""
-    other = (np.diff(row) != 0) | (np.diff(step) != 0)
-    return np.concatenate([[True], other]) if before else np.concatenate([other, [True]])
+    new = changes(row) | changes(step)
+    return new if before else np.append(new[1:], True)
 
 
 def _runs(
     row: np.ndarray, time: np.ndarray, prediction_time: np.ndarray, rule: StepRule
 ) -> tuple[np.ndarray, np.ndarray]:
     """The step of each event [event], and how many there are [record]."""
-    gap = np.diff(time, prepend=0)
-    new_row = np.diff(row, prepend=-1) != 0
-    new = new_row | (gap > (rule.width if rule.kind == VISIT else 0))
+    new = changes(row)
+    new[1:] |= time[1:] - time[:-1] > (rule.width if rule.kind == VISIT else 0)
     number = np.cumsum(new) - 1
     counts = np.bincount(row[new], minlength=len(prediction_time))
     first = np.concatenate([[0], np.cumsum(counts)])[:-1]
