@@ -120,7 +120,7 @@ class Lookup:
         """
         if not len(self.keys):
             return np.full(len(code), -1, dtype=np.int32)
-        ids = self.without[code]
+        ids: np.ndarray = self.without[code]
         numbered = np.flatnonzero(~np.isnan(number))  # a search is needed for these alone
         key = packed(code[numbered], number[numbered])
         ids[numbered] = self.values[np.searchsorted(self.keys, key, side="right") - 1]

@@ -13,7 +13,7 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
         [1, 3]
     """
     ordered = np.sort(numbers)
-    return ordered[changes(ordered)]
+    return np.asarray(ordered[changes(ordered)])
 
 
 def changes(numbers: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ def rows_with(row: np.ndarray, what: np.ndarray, rows: int, size: int) -> np.nda
     if rows * size <= _PLACES_A_PAIR * len(pairs):
         seen = np.zeros(rows * size, dtype=bool)
         seen[pairs] = True
-        return np.count_nonzero(seen.reshape(rows, size), axis=0)
+        return np.asarray(np.count_nonzero(seen.reshape(rows, size), axis=0))
     return np.bincount(distinct(pairs) % size, minlength=size)
 
 
