@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import torch
 
-from whenwhy.attribution.question import AT_ONCE, Question
+from whenwhy.attribution.question import Question
+from whenwhy.attribution.walks import Walk
 from whenwhy.models.sequence_model import Embedded
 
+#: Rows of a flat batch, so that memory grows neither with the nodes nor with the records.
+ROWS_AT_ONCE = 256
 
-def mean_gradients(question: Question, rows: torch.Tensor, nodes: int) -> Embedded:
+
+def mean_gradients(
+    question: Question,
+    rows: torch.Tensor,
+    nodes: int,
+    number: Callable[[Embedded, torch.Tensor], torch.Tensor] | None = None,
+) -> Embedded:
     """The gradients' mean over the path, by Gauss-Legendre quadrature [row, ...] a stream.
 
     Args:
-        rows: [row] whose paths are walked; a flat batch is of (node, row).
+        rows: [row] whose paths are walked, a few at a time with all of their nodes.
+        number: of what [row], as `Question.explained` takes it, which is meant where none is given.
     """
-    record = {name: tensor[rows] for name, tensor in question.embedded.items()}
-    begin = {name: tensor[rows] for name, tensor in question.baseline.items()} if question.given.embedded else {}
-    places, shares = gauss_legendre(nodes)
-    mean = {name: torch.zeros_like(tensor) for name, tensor in record.items()}
-    for first in range(0, nodes, AT_ONCE):
-        at = torch.as_tensor(places[first : first + AT_ONCE])
-        share = torch.as_tensor(shares[first : first + AT_ONCE])
-        flat = {name: on_the_way(at, tensor, begin.get(name)).flatten(0, 1) for name, tensor in record.items()}
-        gradients = question.gradients_at(flat, rows.repeat(len(at)))
-        for name, gradient in gradients.items():
-            per_node = gradient.unflatten(0, (len(at), len(rows)))  # [node, row, ...]
-            mean[name] += torch.tensordot(share.to(per_node), per_node, dims=1)
-    return mean
+    number = number or question.explained
+    begin = question.baseline if question.given.embedded else {}
+    places, shares = (torch.as_tensor(of, device=rows.device) for of in gauss_legendre(nodes))
+    found = []
+    for some in rows.split(max(1, ROWS_AT_ONCE // nodes)):
+        starts = {name: tensor[some] for name, tensor in begin.items()}
+        way = {name: tensor[some] - starts.get(name, 0) for name, tensor in question.embedded.items()}
+        every = some.repeat(nodes)
+
+        def along(leaves: Embedded, starts: Embedded = starts, every: torch.Tensor = every) -> torch.Tensor:
+            flat: Embedded = {name: Walk(leaf, starts.get(name), places, shares) for name, leaf in leaves.items()}
+            return number(flat, every)
+
+        found.append(question.with_slopes(along, way)[1])
+    return {name: torch.cat([part[name] for part in found]) for name in question.embedded}
 
 
 def on_the_way(at: torch.Tensor, record: torch.Tensor, begin: torch.Tensor | None) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from whenwhy.attribution.baselines import EMPTY, REFERENCE, Given, Population, first_layer_rows, given_baseline
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
+from whenwhy.attribution.quick_recurrences import QuickRecurrences
 from whenwhy.attribution.signals import Rule, plain, signal
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
@@ -176,7 +177,10 @@ class Question:
         Args:
             rows: [row] whose each is; None: one a patient, in order.
         """
-        return self.target.score(self.model, embedded, self.told_lengths if rows is None else self.told_lengths[rows])
+        with QuickRecurrences():
+            return self.target.score(
+                self.model, embedded, self.told_lengths if rows is None else self.told_lengths[rows]
+            )
 
     def outputs(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """All that is explained at once [row, ..., class], as `explained` takes it: here that one number [row, 1]."""

@@ -43,6 +43,7 @@ class RecurrentCall:
         steps: the input of each step [row, input]; rows do not grow from step to step.
         start: hidden (and for an LSTM cell) states [layer * direction, patient, hidden].
         cells: [layer][direction].
+        dropout: between layers; 0 outside training.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class RecurrentCall:
     cells: Sequence[Sequence[CellWeights]]
     packed: bool
     batch_first: bool
+    dropout: float = 0.0
 
     @classmethod
     def of(cls, function: Callable[..., Any], arguments: Sequence[Any]) -> RecurrentCall:
@@ -58,10 +60,10 @@ class RecurrentCall:
         kind = LSTM if function is torch.lstm else GRU
         second_is_sizes = isinstance(arguments[1], torch.Tensor) and not arguments[1].is_floating_point()
         if second_is_sizes:
-            data, sizes, start, parameters, biased, layers, _, _, bidirectional = arguments
+            data, sizes, start, parameters, biased, layers, dropout, training, bidirectional = arguments
             steps, batch_first = list(data.split(sizes.tolist())), False
         else:
-            data, start, parameters, biased, layers, _, _, bidirectional, batch_first = arguments
+            data, start, parameters, biased, layers, dropout, training, bidirectional, batch_first = arguments
             steps = list(data.unbind(1 if batch_first else 0))
         directions = 2 if bidirectional else 1
         each = len(parameters) // (layers * directions)
@@ -73,7 +75,9 @@ class RecurrentCall:
             none = own[0].new_zeros(len(own[0]))
             flat.append(CellWeights(kind, own[0], own[1], *(own[2:4] if biased else (none, none))))
         cells = [flat[at : at + directions] for at in range(0, len(flat), directions)]
-        return cls(kind, steps, tuple(start) if kind == LSTM else (start,), cells, second_is_sizes, bool(batch_first))
+        starts = tuple(start) if kind == LSTM else (start,)
+        share = dropout if training and layers > 1 else 0.0
+        return cls(kind, steps, starts, cells, second_is_sizes, bool(batch_first), share)
 
     def answered(self, outputs: Sequence[torch.Tensor], last: Sequence[tuple[torch.Tensor, ...]]) -> tuple[Any, ...]:
         """What torch would have answered: the outputs of the last layer, and each cell's last states."""

@@ -88,6 +88,16 @@ class Target:
         logits: torch.Tensor = model.own_step_logits(before, own)  # type: ignore[attr-defined]
         return self.of_outputs(model, logits)
 
+    def prefix_scores(self, model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """The number of the record cut after each step [patient, step], whose gradient is in its last state alone.
+
+        Only where `has_own_step_scores`.
+        """
+        if self.kind == UNIT:
+            states: torch.Tensor = model.states(embedded, lengths)  # type: ignore[attr-defined]
+            return states[..., self.unit]
+        return self.of_outputs(model, model.prefix_logits(embedded, lengths))  # type: ignore[attr-defined]
+
     def of_outputs(self, model: SequenceModel, outputs: torch.Tensor) -> torch.Tensor:
         """The number of these outputs [..., output], or of what adds to each where the target is linear in them [...].
 

@@ -60,6 +60,11 @@ class Ensemble(Classifier):
         told = zip(self.members, self._shares(embedded), strict=True)
         return torch.stack([member.step_outputs(share, lengths) for member, share in told]).mean(0)
 
+    def prefix_logits(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """As of each member [patient, step, class]: their mean."""
+        told = zip(self.member, self._shares(embedded), strict=True)
+        return torch.stack([member.prefix_logits(share, lengths) for member, share in told]).mean(0)  # type: ignore[operator]
+
     def own_step_logits(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
         """The mean of the members' logits after each step, as a function of that step alone [..., patient, step, class].
 

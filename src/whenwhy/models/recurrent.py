@@ -30,16 +30,37 @@ class Past:
     """What a causal stack of cells keeps of the first steps of some records.
 
     Attributes:
-        states: the start and the last layer's states after each of those steps [patient, 1 + step, width].
+        parts: the start [patient, 1, width], then the last layer's states after some steps each [patient, step, width].
         layers: where every layer stands [layer, patient, hidden]; of LSTM cells the memory too.
     """
 
-    states: torch.Tensor
+    parts: tuple[torch.Tensor, ...]
     layers: tuple[torch.Tensor, ...]
+
+    @property
+    def n_steps(self) -> int:
+        """How many steps were read."""
+        return sum(part.shape[1] for part in self.parts) - 1
+
+    @property
+    def states(self) -> torch.Tensor:
+        """The start and the states after each step [patient, 1 + step, width]."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=1)
+
+    def after(self, steps: torch.Tensor) -> torch.Tensor:
+        """The state after so many steps [patient] of each record [patient, width]; `states` need not be made."""
+        patient = torch.arange(len(steps), device=steps.device)
+        found, begin = [], 0
+        which = torch.zeros_like(steps)
+        for at, part in enumerate(self.parts):
+            found.append(part[patient, (steps - begin).clamp(0, part.shape[1] - 1)])
+            which = torch.where(steps >= begin, at, which)
+            begin += part.shape[1]
+        return found[0] if len(found) == 1 else torch.stack(found, dim=1)[patient, which]
 
     def of(self, rows: torch.Tensor) -> Past:
         """That of some patients, each as often as it is named."""
-        return Past(self.states[rows], tuple(layer[:, rows] for layer in self.layers))
+        return Past((self.states[rows],), tuple(layer[:, rows] for layer in self.layers))
 
 
 class RecurrentClassifier(BagClassifier):
@@ -90,7 +111,10 @@ class RecurrentClassifier(BagClassifier):
 
     def outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """One output, or one a class [patient, output]."""
-        pooled = self._pooled(self._states(embedded, lengths), lengths)  # [patient, width]
+        if self.pooling == "last" and self.directions == 1:
+            pooled = self._read_all(embedded).after(lengths)
+        else:
+            pooled = self._pooled(self._states(embedded, lengths), lengths)  # [patient, width]
         return self._read(pooled, embedded[STATIC])
 
     def step_outputs(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
@@ -104,6 +128,18 @@ class RecurrentClassifier(BagClassifier):
         states = self._states(embedded, lengths)
         pooled = self._pooled_prefixes(states, states[:, 1:])  # [patient, step, width]
         return self._read(pooled, embedded[STATIC].unsqueeze(1).expand(-1, pooled.shape[1], -1))
+
+    def prefix_logits(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
+        """As `step_logits`, of which each has a gradient in its last step's state, not in earlier ones and static values.
+
+        Raises:
+            UserError: the model is bidirectional.
+        """
+        if self.not_causal:
+            return super().step_logits(embedded, lengths)
+        states = self._states(embedded, lengths)
+        pooled = self._pooled_prefixes(states.detach(), states[:, 1:])
+        return class_logits(self._read(pooled, embedded[STATIC].detach().unsqueeze(1).expand(-1, pooled.shape[1], -1)))
 
     def own_step_logits(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
         """The logits of the record cut after each step, as a function of that step alone [..., patient, step, class].
@@ -176,7 +212,7 @@ class RecurrentClassifier(BagClassifier):
     def read(self, embedded: Embedded, steps: int, past: Past | None = None) -> Past:
         """What it keeps of the records' first steps, from where `past` has come to."""
         known = past or self._start(embedded)
-        new = self.drop(embedded[EVENTS][:, known.states.shape[1] - 1 : steps])  # [patient, new step, hidden]
+        new = self.drop(embedded[EVENTS][:, known.n_steps : steps])  # [patient, new step, hidden]
         return self._read_on(known, new) if new.shape[1] else known
 
     def resumed(self, past: Past, rows: torch.Tensor) -> Self:
@@ -195,7 +231,7 @@ class RecurrentClassifier(BagClassifier):
         """The start and the states after each step [patient, 1 + step, width]."""
         if self.directions == 1:
             # Padding comes last, and its states are not read.
-            return self.read(embedded, embedded[EVENTS].shape[1], self.past).states
+            return self._read_all(embedded).states
         start = self._start(embedded)
         # The backward direction must begin at each record's own end. A record without steps is given one,
         # since cells take no fewer, and its states are not read either.
@@ -205,18 +241,22 @@ class RecurrentClassifier(BagClassifier):
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=events.shape[1])
         return torch.cat([start.states, states], dim=1)
 
+    def _read_all(self, embedded: Embedded) -> Past:
+        """What it keeps of all steps, after the past that it has."""
+        return self.read(embedded, embedded[EVENTS].shape[1], self.past)
+
     def _start(self, embedded: Embedded) -> Past:
         """What is kept of no steps: the static values."""
         start = torch.tanh(embedded[STATIC])  # [patient, hidden]
         first = start.expand(self.cell.num_layers * self.directions, -1, -1).contiguous()
         layers = (first, first) if isinstance(self.cell, nn.LSTM) else (first,)
-        return Past(start.repeat(1, self.directions).unsqueeze(1), layers)
+        return Past((start.repeat(1, self.directions).unsqueeze(1),), layers)
 
     def _read_on(self, past: Past, events: torch.Tensor) -> Past:
         """The past and what follows it, events [patient, step, hidden]."""
         states, layers = self.cell(events, self._given(past.layers))
         layers = layers if isinstance(layers, tuple) else (layers,)
-        return Past(torch.cat([past.states, states], dim=1), layers)
+        return Past((*past.parts, states), layers)
 
     def _given(self, layers: tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The states as torch's cells take them."""

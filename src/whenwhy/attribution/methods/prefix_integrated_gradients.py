@@ -6,12 +6,16 @@ time-forward tunnel of Enguehard, "Time interpret", arXiv 2306.02968.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from whenwhy.attribution.own_steps import own_step_gradients, step_notes
-from whenwhy.attribution.paths import gauss_legendre, on_the_way
+from whenwhy.attribution.paths import gauss_legendre, mean_gradients, on_the_way
 from whenwhy.attribution.question import AT_ONCE, Question
+from whenwhy.attribution.quick_recurrences import QuickRecurrences
 from whenwhy.attribution.registry import Explanation, method
+from whenwhy.attribution.targets import has_own_step_scores
 from whenwhy.events.sequence_batch import EVENTS, STATIC
 from whenwhy.models.sequence_model import Embedded
 
@@ -65,8 +69,17 @@ def prefix_integrated_gradients(question: Question) -> Explanation:
     return Explanation(question.contributions(gradients), n_nodes, notes=notes, gradients=gradients)
 
 
+def _prefix_scores(question: Question, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+    """The sum of all prefixes' scores [row]; each has a gradient in its last step alone."""
+    with QuickRecurrences(own_steps=True):
+        scores = question.target.prefix_scores(question.model, embedded, question.told_lengths[rows])
+    return (scores * question.true_steps[rows]).sum(1)
+
+
 def _mean_own_gradients(question: Question, rows: torch.Tensor, nodes: int) -> torch.Tensor:
     """The mean of each step's own gradients over the path of its whole prefix [row, step, ...]."""
+    if has_own_step_scores(question.model, question.target) and question.target.step is None:
+        return mean_gradients(question, rows, nodes, partial(_prefix_scores, question))[EVENTS]
     record: Embedded = {name: tensor[rows] for name, tensor in question.embedded.items()}
     begin: Embedded = {name: t[rows] for name, t in question.baseline.items()} if question.given.embedded else {}
     places, shares = gauss_legendre(nodes)
