@@ -8,7 +8,7 @@ together. The first layer is linear, so an item comes and goes by adding its own
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,9 @@ from whenwhy.schema import EVERYTHING_ABSENT
 
 #: Padded steps that are scored together, so that memory does not grow with the number of players.
 STEPS_AT_ONCE = 1 << 15
+
+#: A reading is shared where so many rows or more have it in common.
+ROWS_A_READING = (32, 4)
 
 VALUE, CELL, FEATURE_VALUE, STEP = "value", "cell", "feature_value", "step"
 CODE, CODE_CELL = "code", "code_cell"
@@ -111,7 +114,7 @@ class Players:
         """Takes down whose each item is [item], -1 for none."""
         sizes = [len(of) for of in self.items.values()]
         self.player = dict(zip(self.items, player.split(sizes), strict=True))
-        self._grouped = {name: _grouped(of, len(self._known)) for name, of in self.player.items()}
+        self._moves = {name: _moves(of, self.items[name], len(self._known)) for name, of in self.player.items()}
 
     def beside(self, items: Mapping[str, Items]) -> Players:
         """The same players with other items: those that stand where theirs do; the others are nobody's."""
@@ -133,16 +136,15 @@ class Players:
         Args:
             row, player: [move] which player in which row.
         """
-        for name, items in self.items.items():
-            order, begins = self._grouped[name]
+        for name, (begins, step, way) in self._moves.items():
             counts = begins[player + 1] - begins[player]
             move = torch.repeat_interleave(torch.arange(len(player), device=row.device), counts)
             within = torch.arange(len(move), device=row.device) - (torch.cumsum(counts, 0) - counts)[move]
-            item = order[begins[player][move] + within]
+            part = begins[player][move] + within
             axes = 2 if name == EVENTS else 1
             places = embedded[name].flatten(0, axes - 1)  # [bag, ...]
-            bag = row[move] * self.question.batch.n_steps + items.step[item] if axes == 2 else row[move]
-            places.index_add_(0, bag, items.way[item], alpha=sign)
+            bag = row[move] * self.question.batch.n_steps + step[part] if axes == 2 else row[move]
+            places.index_add_(0, bag, way[part], alpha=sign)
 
     def marks(self, players: torch.Tensor, steps: int) -> torch.Tensor:
         """Numbers [move] whose sums tell coalitions apart by who of them stands before a step, 0 for who does not."""
@@ -152,21 +154,39 @@ class Players:
         """The first steps that all of these patients have in one player, if the model can restart behind them."""
         return int(self.past[rows].min()) if self.question.restarts and len(rows) else 0
 
-    def score_of(self, embedded: Embedded, rows: torch.Tensor, steps: int, marks: torch.Tensor) -> torch.Tensor:
-        """As `Question.score_of`; the first steps of a patient's rows with the same sum of marks are read once.
+    def stops(self, rows: torch.Tensor) -> list[int]:
+        """Steps before which many of these rows are alike, ascending: `common_past`, and of one patient two more.
+
+        Before the step of a patient's player number j there are 2^j coalitions at most.
+        """
+        found = [steps for steps in [self.common_past(rows)] if steps]
+        if self.question.restarts and len(rows) and bool((rows == rows[0]).all()):
+            own = slice(int(self.first[rows[0]]), int(self.first[rows[0]] + self.count[rows[0]]))
+            begins = self.first_step[own].sort().values.tolist()
+            for share in ROWS_A_READING:
+                player = int(np.log2(max(1, len(rows) / share)))
+                if 0 < player < len(begins) and begins[player] > max([0, *found]):
+                    found.append(begins[player])
+        return found
+
+    def score_of(
+        self, embedded: Embedded, rows: torch.Tensor, stops: Sequence[int], marks: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """As `Question.score_of`; up to each stop, a patient's rows with the same sum of marks are read once.
 
         Args:
-            steps: how many, of `common_past`.
-            marks: [row], the sum of the `marks` of who is there.
+            stops: ascending, such as those of `stops`.
+            marks: of each stop [row], the sum of the `marks` of who is there.
         """
         question = self.question
-        if not steps:
-            return question.score_of(embedded, rows)
-        _, like = torch.unique(torch.stack([rows, marks], dim=1), dim=0, return_inverse=True)
-        row = torch.arange(len(rows), device=rows.device)
-        one = torch.zeros(int(like.max()) + 1, dtype=torch.long, device=rows.device).scatter(0, like, row)
-        past = question.read(steps, embedded={name: tensor[one] for name, tensor in embedded.items()})
-        return question.score_after(past, like, embedded, rows)
+        past, known, row = None, torch.zeros_like(rows), torch.arange(len(rows), device=rows.device)
+        for steps, told in zip(stops, marks, strict=True):
+            _, like = torch.unique(torch.stack([rows, told], dim=1), dim=0, return_inverse=True)
+            one = torch.zeros(int(like.max()) + 1, dtype=torch.long, device=rows.device).scatter(0, like, row)
+            begun = past if past is None else past.of(known[one])
+            past = question.read(steps, begun, {name: tensor[one] for name, tensor in embedded.items()})
+            known = like
+        return question.score_of(embedded, rows) if past is None else question.score_after(past, known, embedded, rows)
 
     def contributions(self, totals: torch.Tensor) -> Contributions:
         """Each player's total [player] in equal shares to its items."""
@@ -303,7 +323,11 @@ def _keys(question: Question, items: Mapping[str, Items], unit: str) -> dict[str
     return keys
 
 
-def _grouped(player: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The items in the order of their players, and where each player's begin [player + 1]."""
-    order = torch.argsort(player, stable=True)
-    return order, torch.searchsorted(player[order], torch.arange(count + 1, device=player.device))
+def _moves(player: torch.Tensor, items: Items, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each player's items of a bag as one: where each player's begin [player + 1], their steps and ways [part, ...]."""
+    own = torch.nonzero(player >= 0).squeeze(1)
+    pairs, part = torch.unique(torch.stack([player[own], items.bag[own]], dim=1), dim=0, return_inverse=True)
+    step = torch.zeros(len(pairs), dtype=torch.long, device=own.device).scatter(0, part, items.step[own])
+    way = items.way.new_zeros(len(pairs), *items.way.shape[1:]).index_add(0, part, items.way[own])
+    begins = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(count + 1, device=own.device))
+    return begins, step, way

@@ -111,9 +111,9 @@ def _scores(
         embedded = {name: tensor[some] for name, tensor in question.baseline.items()}
         here = (row >= begin) & (row < begin + len(some))
         game.move(embedded, row[here] - begin, player[here], 1)
-        past = game.common_past(some)
-        marks = torch.zeros_like(some).index_add_(0, row[here] - begin, game.marks(player[here], past))
-        found.append(game.score_of(embedded, some, past, marks).double())
+        stops, own_row, own_player = game.stops(some), row[here] - begin, player[here]
+        marks = [torch.zeros_like(some).index_add_(0, own_row, game.marks(own_player, stop)) for stop in stops]
+        found.append(game.score_of(embedded, some, stops, marks).double())
     scores: Sequence[torch.Tensor] = torch.cat(found).split([len(who) for who in members])
     return scores
 

@@ -108,6 +108,7 @@ def marginals(question: Question, game: Players, rows: torch.Tensor, orders: tor
     here = {name: tensor[rows] for name, tensor in question.baseline.items()}
     before, whole = question.baseline_score[rows].double(), question.score[rows].double()
     count, past = game.count[rows], game.common_past(rows)
+    stops = [past] if past else []
     marks = torch.zeros_like(rows)
     found = torch.zeros(orders.shape, dtype=torch.float64, device=rows.device)
     row = torch.arange(len(rows), device=rows.device)
@@ -119,7 +120,7 @@ def marginals(question: Question, game: Players, rows: torch.Tensor, orders: tor
             player = game.first[rows[:open_rows]] + orders[:open_rows, position]
             game.move(here, row[:open_rows], player, 1)
             marks = marks[:open_rows] + game.marks(player, past)
-            after[:open_rows] = game.score_of(here, rows[:open_rows], past, marks).double()
+            after[:open_rows] = game.score_of(here, rows[:open_rows], stops, [marks] * len(stops)).double()
         found[:coming, position] = (after - before)[:coming]
         before = after
     return found
