@@ -50,10 +50,10 @@ class Reading:
     def before(self, place: int, kept: Sequence[torch.Tensor], start: torch.Tensor) -> torch.Tensor:
         """What stands before a step is read [row, ...]: the start, or what was kept of the step read before."""
         rows, previous = self.rows[place], place + 1 if self.backwards else place - 1
-        if not 0 <= previous < len(self.rows):
-            return start[:rows]
-        known = kept[previous]
-        return known[:rows] if len(known) >= rows else torch.cat([known, start[len(known) : rows]])
+        known = kept[previous] if 0 <= previous < len(self.rows) else start
+        if len(known) == rows:
+            return known
+        return known[:rows] if len(known) > rows else torch.cat([known, start[len(known) : rows]])
 
 
 class Gru:
@@ -75,7 +75,7 @@ class Gru:
         """The states after a step; the projected input in `gates` and `new` becomes what they are, `aside` is filled."""
         hidden = self.hidden
         gates.addmm_(before[0], self.state_gates.t()).sigmoid_()
-        torch.addmm(self.state_bias, before[0], self.state_new.t(), out=aside)
+        aside.copy_(self.state_bias).addmm_(before[0], self.state_new.t())
         new.addcmul_(gates[:, :hidden], aside).tanh_()
         torch.lerp(new, before[0], gates[:, hidden:], out=after[0])
 
@@ -234,9 +234,10 @@ class _Layer(torch.autograd.Function):
         for place in reversed(reading.places()):
             rows = reading.rows[place]
             slopes = []
-            for of, later, began in zip(told, carried, first, strict=True):
-                began[rows : len(later)] = later[rows:]  # the way back of rows that begin after this step
-                here = later[:rows]
+            for of, here, began in zip(told, carried, first, strict=True):
+                if len(here) > rows:  # the others begin after this step
+                    began[rows : len(here)] = here[rows:]
+                    here = here[:rows]
                 if len(here) < rows:
                     here = torch.cat([here, here.new_zeros(rows - len(here), cell.hidden)])
                 slopes.append(here if of is None else here + of[place])

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from whenwhy.attribution.paths import mean_gradients
+from whenwhy.attribution.paths import LADDER, mean_gradients
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
-
-#: Numbers of Gauss-Legendre nodes, tried in turn for the sequences that are still over the tolerance.
-LADDER = (8, 16, 32, 64, 128)
 
 
 @method(

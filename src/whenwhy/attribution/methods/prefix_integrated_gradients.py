@@ -11,16 +11,13 @@ from functools import partial
 import torch
 
 from whenwhy.attribution.own_steps import own_step_gradients, step_notes
-from whenwhy.attribution.paths import gauss_legendre, mean_gradients, on_the_way
+from whenwhy.attribution.paths import LADDER, gauss_legendre, mean_gradients, on_the_way
 from whenwhy.attribution.question import AT_ONCE, Question
 from whenwhy.attribution.quick_recurrences import QuickRecurrences
 from whenwhy.attribution.registry import Explanation, method
 from whenwhy.attribution.targets import has_own_step_scores
 from whenwhy.events.sequence_batch import EVENTS, STATIC
 from whenwhy.models.sequence_model import Embedded
-
-#: Numbers of Gauss-Legendre nodes, tried in turn for the records whose sums still move by more than the tolerance.
-LADDER = (8, 16, 32, 64, 128)
 
 
 @method(
@@ -41,7 +38,7 @@ def prefix_integrated_gradients(question: Question) -> Explanation:
     the gradient wanted is that of each step's own cell. It needs a baseline that does not depend on where the prefix
     ends; a "reference" is aligned once, at the end of the record.
 
-    Without completeness to check, nodes are added until no step's sum moves by more than the tolerance.
+    Without completeness to check, more nodes are taken until no step's sum moves by more than the tolerance.
 
     Raises:
         UserError: the target is about one step.

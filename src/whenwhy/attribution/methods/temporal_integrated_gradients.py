@@ -9,14 +9,11 @@ from __future__ import annotations
 import torch
 
 from whenwhy.attribution.own_steps import own_step_gradients, step_notes
-from whenwhy.attribution.paths import gauss_legendre, on_the_way
+from whenwhy.attribution.paths import LADDER, gauss_legendre, on_the_way
 from whenwhy.attribution.question import AT_ONCE, Question
 from whenwhy.attribution.registry import Explanation, method
 from whenwhy.events.sequence_batch import EVENTS, STATIC
 from whenwhy.models.sequence_model import Embedded
-
-#: Numbers of Gauss-Legendre nodes, tried in turn for the records that are still over the tolerance.
-LADDER = (8, 16, 32, 64, 128)
 
 
 @method(
