@@ -232,7 +232,7 @@ def test_attention_goes_to_the_store_as_what_it_is(small_run: SmallRun, tmp_path
     assert any("not a contribution" in line for line in information(str(store)))
     opened = open_store(store)
     [run] = opened.ask("runs").to_pylist()
-    assert (run["measures"], run["residual_maximum"]) == ("attention", None)
+    assert (run["measures"], run["baseline"], run["residual_maximum"]) == ("attention", "nothing", None)
     weight = opened.sql("select min(attribution) as low, max(attribution) as high from attributions").to_pylist()[0]
     assert 0 <= weight["low"] < weight["high"] <= 1
     opened.close()

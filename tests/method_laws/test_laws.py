@@ -457,3 +457,18 @@ def test_draws_belong_to_predictions_and_are_uniform() -> None:
     normal = Draws(keys, 5).normal(2, (400, 7, 3)).numpy()
     assert abs(normal.mean()) < 0.05
     assert abs(normal.std() - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("integrated_gradients", "rates", "rates"),
+        ("saliency", "rates", "nothing"),
+        ("expected_gradients", "empty", "reference"),
+        ("expected_gradients", "rates", "rates"),
+        ("augmented_occlusion", "empty", "other patients"),
+    ],
+)
+def test_what_a_record_is_compared_with_is_told(name: str, given: str, told: str) -> None:
+    """Not what was asked for: some methods draw their own, or compare with nothing."""
+    assert registered_methods()[name].compares_with(given) == told

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from method_laws.test_laws import SIZE, cohort, everything, population
-from whenwhy.attribution import attribute, quick_recurrences
+from whenwhy.attribution import attribute, paths, quick_recurrences
 from whenwhy.attribution.quick_recurrences import QuickRecurrences
 from whenwhy.attribution.recurrences import GRU, LSTM
 from whenwhy.attribution.walks import Walk
@@ -209,3 +209,43 @@ def test_a_walk_answers_like_its_places() -> None:
         lambda x: x[torch.tensor([0, 4])], lambda x: torch.stack([x, 2 * x]), lambda x: x.float(),
     ):  # fmt: skip
         assert torch.equal(asked(walk), asked(places))
+
+
+@torch.jit.script
+def scripted(x: torch.Tensor) -> torch.Tensor:
+    """Compiled code, which tensors of other types do not see."""
+    return torch.tanh(2 * x)
+
+
+def test_a_network_with_scripted_code_is_walked_by_numbers() -> None:
+    class Scripted(RecurrentClassifier):
+        def outputs(self, embedded: dict[str, torch.Tensor], lengths: torch.Tensor) -> torch.Tensor:
+            return super().outputs({name: scripted(tensor) for name, tensor in embedded.items()}, lengths)
+
+    class Plain(RecurrentClassifier):
+        def outputs(self, embedded: dict[str, torch.Tensor], lengths: torch.Tensor) -> torch.Tensor:
+            return super().outputs({name: torch.tanh(2 * tensor) for name, tensor in embedded.items()}, lengths)
+
+    batch, found = everything(cohort(8)), []
+    for kind in (Scripted, Plain):
+        torch.manual_seed(2)
+        found.append(attribute(kind(SIZE, 8).eval(), batch).streams)
+    torch.testing.assert_close(*found)
+    assert found[0]["events"].abs().max() > 1e-4
+
+
+def test_one_long_record_is_walked_a_few_nodes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by padded steps: a flat batch is of as many nodes as fit, and the mean is the same."""
+    model, batch, rows = RecurrentClassifier(SIZE, 8).double().eval(), everything(cohort(8)), []
+    seen = model.outputs
+
+    def outputs(embedded: dict[str, torch.Tensor], lengths: torch.Tensor) -> torch.Tensor:
+        rows.append(len(lengths))
+        return seen(embedded, lengths)
+
+    wanted = attribute(model, batch, precision="float64")
+    monkeypatch.setattr(model, "outputs", outputs)
+    monkeypatch.setattr(paths, "STEPS_AT_ONCE", 4 * batch.n_steps)
+    found = attribute(model, batch, precision="float64")
+    assert max(rows) <= max(4, len(batch))
+    torch.testing.assert_close(found.streams, wanted.streams, rtol=1e-9, atol=1e-12)

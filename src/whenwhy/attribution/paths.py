@@ -10,14 +10,15 @@ import torch
 
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.walks import Walk
+from whenwhy.errors import UserError
 from whenwhy.models.sequence_model import Embedded
 
 #: Numbers of Gauss-Legendre nodes, tried in turn for the records that are still over the tolerance. Of a trained GRU's
 #: records 93 % are within 1e-4 with 6, and all others with 16.
 LADDER = (6, 16, 32, 64, 128)
 
-#: Rows of a flat batch, so that memory grows neither with the nodes nor with the records.
-ROWS_AT_ONCE = 256
+#: Padded steps of a flat batch, so that memory grows neither with nodes nor records nor, but for one, their lengths.
+STEPS_AT_ONCE = 256 * 48
 
 
 def mean_gradients(
@@ -29,23 +30,39 @@ def mean_gradients(
     """The gradients' mean over the path, by Gauss-Legendre quadrature [row, ...] a stream.
 
     Args:
-        rows: [row] whose paths are walked, a few at a time with all of their nodes.
+        rows: [row] whose paths are walked, a few at a time with all of their nodes, or one with some.
         number: of what [row], as `Question.explained` takes it, which is meant where none is given.
     """
     number = number or question.explained
     begin = question.baseline if question.given.embedded else {}
     places, shares = (torch.as_tensor(of, device=rows.device) for of in gauss_legendre(nodes))
+    at_once = max(1, STEPS_AT_ONCE // max(1, question.batch.n_steps))  # rows
     found = []
-    for some in rows.split(max(1, ROWS_AT_ONCE // nodes)):
+    for some in rows.split(max(1, at_once // nodes)):
         starts = {name: tensor[some] for name, tensor in begin.items()}
         way = {name: tensor[some] - starts.get(name, 0) for name, tensor in question.embedded.items()}
-        every = some.repeat(nodes)
+        mean = {name: torch.zeros_like(tensor) for name, tensor in way.items()}
+        for at, share in zip(places.split(at_once), shares.split(at_once), strict=True):
+            every = some.repeat(len(at))
 
-        def along(leaves: Embedded, starts: Embedded = starts, every: torch.Tensor = every) -> torch.Tensor:
-            flat: Embedded = {name: Walk(leaf, starts.get(name), places, shares) for name, leaf in leaves.items()}
-            return number(flat, every)
+            def along(
+                leaves: Embedded,
+                starts: Embedded = starts,
+                at: torch.Tensor = at,
+                share: torch.Tensor = share,
+                every: torch.Tensor = every,
+            ) -> torch.Tensor:
+                walks = {name: Walk(leaf, starts.get(name), at, share) for name, leaf in leaves.items()}
+                try:
+                    return number(dict(walks), every)
+                except UserError:
+                    raise
+                except Exception:  # scripted or compiled code asks in ways that a walk does not see
+                    return number({name: walk.places() for name, walk in walks.items()}, every)
 
-        found.append(question.with_slopes(along, way)[1])
+            for name, gradient in question.with_slopes(along, way)[1].items():
+                mean[name] += gradient
+        found.append(mean)
     return {name: torch.cat([part[name] for part in found]) for name in question.embedded}
 
 

@@ -32,6 +32,9 @@ LAWS = {
 
 CONTRIBUTION: Final = "contribution"
 
+#: What a method compares a record with that has no baseline.
+NOTHING: Final = "nothing"
+
 #: What the numbers of a method are; only contributions may be summed to a difference of scores.
 MEASURES = {
     CONTRIBUTION: "what a value adds to the score",
@@ -97,6 +100,7 @@ class Method:
             having a feature value adds.
         needs_population: whether, with these options, it asks the question for the training patients.
         fit: what must run once, on a sample, before it can explain; None: nothing.
+        compares_with: what it really compares a record with when it is given a baseline, e.g. references that it draws.
     """
 
     name: str
@@ -108,6 +112,7 @@ class Method:
     tells_absence: bool = False
     needs_population: Callable[[Mapping[str, Any]], bool] = lambda options: False
     fit: Fit | None = None
+    compares_with: Callable[[str], str] = lambda baseline: baseline
 
     @property
     def sums_to_score(self) -> bool:
@@ -164,6 +169,7 @@ def method(
     tells_absence: bool = False,
     needs_population: Callable[[Mapping[str, Any]], bool] = lambda options: False,
     fit: Fit | None = None,
+    compares_with: Callable[[str], str] = lambda baseline: baseline,
 ) -> Callable[[Compute], Compute]:
     """Registers the decorated function under its own name, with the laws that it keeps."""
     unknown = (laws - set(LAWS)) | ({measures} - set(MEASURES))
@@ -173,7 +179,7 @@ def method(
         name = compute.__name__
         laws_kept = frozenset(laws)
         _METHODS[name] = Method(
-            name, family, describes, laws_kept, compute, measures, tells_absence, needs_population, fit
+            name, family, describes, laws_kept, compute, measures, tells_absence, needs_population, fit, compares_with
         )
         return compute
 

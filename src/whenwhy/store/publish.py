@@ -246,12 +246,13 @@ def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:
     rows = []
     for run in runs:
         about, settings, residual = run.entry(ABOUT).summary, run.settings, residual_summary(run)
+        method = method_named(settings["method"])
         rows.append(
             {
                 "run_id": run.run_id,
                 "method": settings["method"],
-                "measures": method_named(settings["method"]).measures,
-                "baseline": settings["baseline"],
+                "measures": method.measures,
+                "baseline": method.compares_with(settings["baseline"]),
                 "target": settings["target"],
                 "precision": settings["precision"],
                 "outcome": about["outcome"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from whenwhy.attribution.question import Contributions, Question
-from whenwhy.attribution.registry import Explanation, method
+from whenwhy.attribution.registry import NOTHING, Explanation, method
 from whenwhy.attribution.targets import UNIT
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC
@@ -20,6 +20,7 @@ from whenwhy.models.bag_classifier import NO_ATTENTION
     "how much attention a value's step gets: not a contribution, and the same for all values of a step",
     laws={"zero_on_padding", "alone_equals_batched", "share"},
     measures="attention",
+    compares_with=lambda baseline: NOTHING,
 )
 def attention(question: Question) -> Explanation:
     """The attention weight of each value's step; static values have that of the state before the first step.

@@ -23,6 +23,7 @@ REFERENCES = 1 << 17
     "what the score loses when a code's values in a step are another patient's at the same distance; not complete",
     laws={"alone_equals_batched", "dummy"},
     needs_population=lambda options: True,
+    compares_with=lambda baseline: "other patients",
 )
 def augmented_occlusion(question: Question, *, samples: int = 16) -> Explanation:
     """The score of the record less its mean score with all values of a code in a step replaced by a training patient's.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from whenwhy.attribution.averages import Average
+from whenwhy.attribution.baselines import EMPTY, REFERENCE
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
 from whenwhy.errors import UserError
@@ -23,6 +24,7 @@ PLACES = 1 << 20
     laws={"zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
     tells_absence=True,
     needs_population=lambda options: True,
+    compares_with=lambda baseline: REFERENCE if baseline == EMPTY else baseline,
 )
 def expected_gradients(question: Question, *, samples: int = 16) -> Explanation:
     """The mean over draws of (record - reference) times the gradient at a random place between the two.

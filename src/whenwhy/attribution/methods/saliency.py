@@ -6,7 +6,7 @@ Simonyan, Vedaldi and Zisserman, "Deep inside convolutional networks", arXiv 131
 from __future__ import annotations
 
 from whenwhy.attribution.question import Contributions, Question
-from whenwhy.attribution.registry import Explanation, method
+from whenwhy.attribution.registry import NOTHING, Explanation, method
 
 
 @method(
@@ -14,6 +14,7 @@ from whenwhy.attribution.registry import Explanation, method
     "the size of the slope at the record itself, without sign or baseline: one pass, not complete",
     laws={"zero_on_padding", "alone_equals_batched", "dummy", "symmetry"},
     measures="steepness",
+    compares_with=lambda baseline: NOTHING,
 )
 def saliency(question: Question) -> Explanation:
     """|the derivative of the score with respect to the value's weight|, at the record.
