@@ -221,6 +221,17 @@ def test_amortised_masks_equal_their_replica(fitted: Fitted, learned: bool) -> N
         torch.testing.assert_close(found.streams[STATIC], static, rtol=0, atol=1e-6)
 
 
+def test_masks_come_alone_too(fitted: Fitted) -> None:
+    """Without what they are worth, which takes a pass through the model."""
+    model, batch = model_of(9, scale=1.0), everything(cohort(3, patients=6, longest=5))
+    asked = {"method": "amortised_mask", "fitted": fitted}
+    whole = attribute(model, batch, **asked)
+    alone = attribute(model, batch, **asked, options={"objective": False})
+    assert "objective" in whole.notes
+    assert not alone.notes
+    torch.testing.assert_close(alone.streams, whole.streams, rtol=0, atol=0)
+
+
 def test_the_fit_says_how_far_it_is_from_the_optimum_and_refinement_comes_nearer(fitted: Fitted) -> None:
     summary, model = fitted.summary, model_of(9, scale=1.0)
     assert (summary["n_records"], summary["n_compared"], summary["held_out"]) == (72, 24, 1)

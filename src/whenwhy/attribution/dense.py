@@ -19,6 +19,7 @@ from torch import nn
 from whenwhy.attribution.attribute import TOLERANCE, fitted_on, require_fitted
 from whenwhy.attribution.baselines import Given
 from whenwhy.attribution.question import PerValue, Question
+from whenwhy.attribution.quick_recurrences import QuickRecurrences
 from whenwhy.attribution.registry import Fitted, method_named
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
@@ -129,24 +130,59 @@ class DenseQuestion(Question):
         super().__init__(
             DenseModel(forward, inputs.shape[2]), batch, given, _target(self.index), tolerance, seed, fitted=fitted
         )
-        self.require_finite()
+        self._of_record = outputs
+        _require_finite(self.record_outputs)
+
+    @cached_property
+    def _of_baseline(self) -> torch.Tensor:
+        """What the function returns of the baselines; of zeros, which are all alike, it is asked once."""
+        baseline = self.baseline[EVENTS]
+        alike = not self.given.embedded and len(baseline) > 0
+        with torch.no_grad():
+            outputs = self._function(baseline[:1] if alike else baseline)
+        return outputs.expand(len(baseline), *outputs.shape[1:])
+
+    @cached_property
+    def score(self) -> torch.Tensor:
+        """Of the inputs [patient]."""
+        return _chosen(self._of_record, self.index)
 
     @cached_property
     def baseline_score(self) -> torch.Tensor:
         """Of the baselines [patient]: each input may have a target of its own."""
-        return self.score_of(self.baseline)
+        return _chosen(self._of_baseline, self.index)
+
+    @cached_property
+    def record_outputs(self) -> torch.Tensor:
+        """`outputs` of the inputs, without gradient."""
+        return self._all(self._of_record, self.index)
+
+    @cached_property
+    def baseline_outputs(self) -> torch.Tensor:
+        """`outputs` of the baselines, without gradient."""
+        return self._all(self._of_baseline, self.index)
 
     def explained(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The explained output [row] of any inputs [row, time, feature]."""
-        outputs = self.model.function(embedded[EVENTS])  # type: ignore[attr-defined]
-        return _chosen(outputs, self.index if self.index is None or rows is None else self.index[rows])
+        return _chosen(self._function(embedded[EVENTS]), self._index_of(rows))
 
     def outputs(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """All that is explained at once: the one output [row, 1], or without a target all of them [row, ..., class]."""
-        outputs: torch.Tensor = self.model.function(embedded[EVENTS])  # type: ignore[attr-defined]
-        if self.index is None:
+        return self._all(self._function(embedded[EVENTS]), self._index_of(rows))
+
+    def _function(self, inputs: torch.Tensor) -> torch.Tensor:
+        with QuickRecurrences():
+            found: torch.Tensor = self.model.function(inputs)  # type: ignore[attr-defined]
+        return found
+
+    def _index_of(self, rows: torch.Tensor | None) -> torch.Tensor | None:
+        return self.index if self.index is None or rows is None else self.index[rows]
+
+    @staticmethod
+    def _all(outputs: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        if index is None:
             return outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
-        return _chosen(outputs, self.index if rows is None else self.index[rows]).unsqueeze(1)
+        return _chosen(outputs, index).unsqueeze(1)
 
     def told_apart(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """As `outputs`; beside a single output stands 0."""
@@ -159,14 +195,17 @@ class DenseQuestion(Question):
 
     def require_finite(self) -> None:
         """Raises `UserError` unless all that is explained is finite."""
-        with torch.no_grad():
-            told = [self.outputs(self.embedded), self.outputs(self.baseline)]
-        if not all(bool(torch.isfinite(outputs).all()) for outputs in told):
-            raise UserError("The function's output is not finite (NaN or infinite) at an input or its baseline.")
+        _require_finite(self.record_outputs)
+        _require_finite(self.baseline_outputs)
 
     def left(self, shares: PerValue, absent: Embedded | None = None) -> Embedded:
         """How much of each cell is left behind: no value shares its place with another."""
         return {EVENTS: (1 - shares[EVENTS]).view_as(self.embedded[EVENTS]), STATIC: self.embedded[STATIC]}
+
+
+def _require_finite(outputs: torch.Tensor) -> None:
+    if not bool(torch.isfinite(outputs).all()):
+        raise UserError("The function's output is not finite (NaN or infinite) at an input or its baseline.")
 
 
 class Explainer:

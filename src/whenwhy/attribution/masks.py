@@ -68,9 +68,11 @@ class MaskGame:
     @cached_property
     def wanted(self) -> torch.Tensor:
         """The outputs that the mixed record should have [patient, ..., class]."""
-        question = self.question
+        question, whole = self.question, self.mode == PRESERVATION
+        if self.loss == SQUARED:
+            return question.record_outputs if whole else question.baseline_outputs
         with torch.no_grad():
-            return self.outputs(question.embedded if self.mode == PRESERVATION else question.baseline)
+            return self.outputs(question.embedded if whole else question.baseline)
 
     def outputs(self, embedded: Embedded) -> torch.Tensor:
         """What the loss compares [patient, ..., class], with a gradient: what is explained, or what tells the classes."""
@@ -178,12 +180,16 @@ def descend(
         tensor.grad = None
 
 
-def told(game: MaskGame, masks: Contributions, perturbation: Embedded) -> tuple[Contributions, torch.Tensor]:
-    """The masks as attributions, 0 in padding, and the objective of each record [patient]."""
-    with torch.no_grad():
-        objective = game.objective(masks, perturbation)
+def shown(game: MaskGame, masks: Contributions) -> Contributions:
+    """The masks as attributions, 0 in padding."""
     absent = {
         name: mask * game.question.true_steps.to(mask) if name == EVENTS else mask
         for name, mask in masks.absent.items()
     }
-    return Contributions(masks.values, absent), objective
+    return Contributions(masks.values, absent)
+
+
+def objective_of(game: MaskGame, masks: Contributions, perturbation: Embedded) -> torch.Tensor:
+    """What the masks are worth, of each record [patient]."""
+    with torch.no_grad():
+        return game.objective(masks, perturbation)

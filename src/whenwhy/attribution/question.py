@@ -186,11 +186,22 @@ class Question:
         """All that is explained at once [row, ..., class], as `explained` takes it: here that one number [row, 1]."""
         return self.explained(embedded, rows).unsqueeze(1)
 
+    @cached_property
+    def record_outputs(self) -> torch.Tensor:
+        """`outputs` of the records, without gradient."""
+        return self.score.unsqueeze(1)
+
+    @cached_property
+    def baseline_outputs(self) -> torch.Tensor:
+        """`outputs` of the baselines, without gradient."""
+        return self.baseline_score.unsqueeze(1)
+
     def told_apart(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """What says which class is predicted [row, ..., class], as `explained` takes it."""
-        return self.target.told_apart(
-            self.model, embedded, self.told_lengths if rows is None else self.told_lengths[rows]
-        )
+        with QuickRecurrences():
+            return self.target.told_apart(
+                self.model, embedded, self.told_lengths if rows is None else self.told_lengths[rows]
+            )
 
     def score_of(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The explained number [row] of any embeddings [row, ...], without gradient; `rows` as for `explained`."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from whenwhy.attribution.gradients import recurrence_with_gradients
-from whenwhy.attribution.masks import PRESERVATION, SQUARED, MaskGame, descend, told
+from whenwhy.attribution.masks import PRESERVATION, SQUARED, MaskGame, descend, objective_of, shown
 from whenwhy.attribution.methods.extremal_mask import extremal_mask
 from whenwhy.attribution.question import Contributions, Question
 from whenwhy.attribution.registry import Explanation, Fitted, method
@@ -119,13 +119,14 @@ def fit_amortised_mask(
     refine: int,
     refine_rate: float,
     gap_epochs: int,
+    objective: bool,
 ) -> Fitted:
     """The network, learned on all questions but the last, and how far it is from the optimum on that one.
 
     The summary tells, as means over the records of the last question: `objective` of the network's masks,
     `optimum`, that of `gap_epochs` steps on each record by itself, `gap` (objective - optimum), and
     `mask_difference`, the mean |difference| of the two masks of a value. Of one question alone the network learned
-    on it too, and `held_out` is 0. With `gap_epochs` 0 nothing is measured.
+    on it too, and `held_out` is 0. With `gap_epochs` 0 nothing is measured; what `objective` says is of no matter here.
     """
     learning, last = questions[:-1] or questions, questions[-1]
     games = [MaskGame(question, mode, loss, l1, l2) for question in learning]
@@ -152,7 +153,7 @@ def fit_amortised_mask(
         game = MaskGame(last, mode, loss, l1, l2)
         with torch.no_grad():
             masks, perturbation = network(last)
-        mine, objective = told(game, masks, perturbation)
+        mine, worth = shown(game, masks), objective_of(game, masks, perturbation)
         optimal = extremal_mask(last, mode=mode, loss=loss, epochs=gap_epochs, l1=l1, l2=l2)
         optimum = optimal.notes["objective"]
         pairs = [(mine.values[name], optimal.contributions.values[name]) for name in mine.values]
@@ -160,9 +161,9 @@ def fit_amortised_mask(
         summary |= {
             "n_compared": len(last),
             "held_out": float(len(questions) > 1),
-            "objective": float(objective.mean()),
+            "objective": float(worth.mean()),
             "optimum": float(optimum.mean()),
-            "gap": float((objective - optimum).mean()),
+            "gap": float((worth - optimum).mean()),
             "mask_difference": float(difference.mean()) if len(difference) else 0.0,
         }
     return Fitted(tensors, summary)
@@ -224,6 +225,7 @@ def amortised_mask(
     refine: int = 0,
     refine_rate: float = 0.01,
     gap_epochs: int = 500,
+    objective: bool = True,
 ) -> Explanation:
     """A mask for each value and a perturbation, predicted by the network that `fit_amortised_mask` fitted.
 
@@ -234,6 +236,7 @@ def amortised_mask(
         epochs: passes over the sample in the fit, `learning_rate` that of the network, `hidden` its states a
             direction, and `gap_epochs` the steps on each record that it is compared with.
         refine: steps of Adam from there, of masks and perturbation of each record by themselves.
+        objective: tell it, which takes a pass through the model; the masks alone need none.
     """
     game = MaskGame(question, mode, loss, l1, l2)
     with torch.no_grad():
@@ -246,5 +249,5 @@ def amortised_mask(
         free = {name: tensor.detach().clone() for name, tensor in perturbation.items()}
         descend(game, masks, lambda: free, list(free.values()), refine, refine_rate)
         perturbation = free
-    contributions, objective = told(game, masks, perturbation)
-    return Explanation(contributions, question.evaluations(refine + 1), notes={"objective": objective})
+    notes = {"objective": objective_of(game, masks, perturbation)} if objective else {}
+    return Explanation(shown(game, masks), question.evaluations(refine + 1), notes=notes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from whenwhy.attribution.masks import PRESERVATION, SQUARED, MaskGame, descend, told
+from whenwhy.attribution.masks import PRESERVATION, SQUARED, MaskGame, descend, objective_of, shown
 from whenwhy.attribution.perturbation_networks import PerturbationNetworks
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
@@ -53,5 +53,5 @@ def extremal_mask(
     else:
         made = {name: torch.zeros_like(tensor) for name, tensor in question.embedded.items()}
         descend(game, masks, lambda: made, [], epochs, learning_rate)
-    contributions, objective = told(game, masks, made)
+    contributions, objective = shown(game, masks), objective_of(game, masks, made)
     return Explanation(contributions, question.evaluations(epochs + 1), notes={"objective": objective})
