@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input. The command line prints the sentence and exits with status 2."""
 
 
+class Stopped(Exception):  # noqa: N818 -- no error: somebody asked for it
+    """A signal asked for a stop. What was finished is kept; the command line exits with status 143."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """A `UserError` that names the nearest known name.
 

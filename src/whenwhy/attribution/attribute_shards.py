@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from whenwhy.attribution.absence import first_layer_table, require_absence_told
 from whenwhy.attribution.attribute import TOLERANCE, Attributions, attribute, fit_method, question_of
 from whenwhy.attribution.attribution_table import attribution_tables
 from whenwhy.attribution.baselines import BASELINES, EMPTY
+from whenwhy.attribution.halves import in_halves
 from whenwhy.attribution.population import POPULATION, population_tables, read_population, sampled_training
 from whenwhy.attribution.precision import (
     BFLOAT16,
@@ -34,7 +36,7 @@ from whenwhy.attribution.precision import (
 )
 from whenwhy.attribution.registry import MEASURES, Fitted, method_named
 from whenwhy.attribution.targets import UNIT, target_named
-from whenwhy.engine import Workers, run
+from whenwhy.engine import Workers, reported, run
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import SequenceBatch, Sequences
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY, shard_place
@@ -112,6 +114,40 @@ def attribute_shards(
 
     Example: `attribute_shards(Path("seq"), Path("model"), Path("attr"), AttributeSettings())`
     """
+    of = begun(sequences_path, model, out, settings)
+    stage, about = of.stage, of.about
+    missing = [name for name in stage.missing() if name in stage.shards]
+    finished = len(stage.shards) - len(missing)
+    with reported(out) as report:
+        run(of.task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
+        if missing:
+            told = [stage.entry(name).summary for name in stage.shards]
+            report.summary |= residual_summary(stage) | {
+                name: sum(one.get(name, 0) for one in told) for name in ("n_rows", "n_halved")
+            }
+    if not stage.has(ABOUT):  # a model that was trained elsewhere is measured by the predictions just made
+        quality = measured_here(stage, about["foreign"]["classes"])
+        stage.publish(ABOUT, {VOCABULARY: of.sequences.read(VOCABULARY, VOCABULARY)}, about | {"quality": quality})
+    return stage
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run of which all is there but its shards.
+
+    Attributes:
+        about: what its entry ABOUT says, or will say when a stranger's model has been measured.
+        task: what does a shard.
+    """
+
+    stage: StageDirectory
+    sequences: StageDirectory
+    about: Json
+    task: AttributeShard
+
+
+def begun(sequences_path: Path, model: Path | ForeignSource, out: Path, settings: AttributeSettings) -> Begun:
+    """What `attribute_shards` does before the first shard: inputs checked, what all shards share published."""
     method = method_named(settings.method)
     options = method.with_options(settings.options)
     target = target_named(settings.target)
@@ -167,13 +203,8 @@ def attribute_shards(
         stage.publish(FIRST_LAYER_ROWS, {FIRST_LAYER_ROWS: table})
     if settings.precision == BFLOAT16 and not stage.has(ROUNDING):
         stage.publish(ROUNDING, {}, _rounding(sequences, model, stage))
-    missing = [name for name in stage.missing() if name in stage.shards]
     task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
-    finished = len(stage.shards) - len(missing)
-    run(task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
-    if not stage.has(ABOUT):  # a model that was trained elsewhere is measured by the predictions just made
-        stage.publish(ABOUT, vocabulary, about | {"quality": measured_here(stage, about["foreign"]["classes"])})
-    return stage
+    return Begun(stage, sequences, about, task)
 
 
 @dataclass(frozen=True)
@@ -184,33 +215,52 @@ class AttributeShard:
     model: str | ForeignSource
     out: str
 
+    def stage(self) -> StageDirectory:
+        """Where the attributions go."""
+        return StageDirectory.open(Path(self.out), "attribute")
+
+    def source(self) -> StageDirectory:
+        """Where the sequences are."""
+        return StageDirectory.open(Path(self.sequences), "prepare")
+
+    def loaded(self, device: torch.device) -> SequenceModel:
+        """The model."""
+        return _loaded(self.model, self.source(), device)
+
     def start(self) -> Callable[[str], int]:
         # One thread a worker: workers do not fight, and gradients are bit-equal whatever their number.
         torch.set_num_threads(1)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        stage = StageDirectory.open(Path(self.out), "attribute")
-        source = StageDirectory.open(Path(self.sequences), "prepare")
+        stage, source = self.stage(), self.source()
         asked = AttributeSettings(**stage.settings)
-        explained = _explaining(_loaded(self.model, source, device), stage, device)
+        halved: Counter[str] = Counter()
+        explained = explaining(self.loaded(device), stage, device, halved)
 
         def one_shard(key: str) -> int:
-            sequences = Sequences(source.read(key, TABLE))
-            attributed = explained(sequences, np.arange(len(sequences)), asked.precision)
-            rows, predictions, gradients = attribution_tables(
-                sequences, first_prediction_id(key), asked.target, attributed
-            )
-            residual = residuals(predictions)
-            summary = {
-                "n_predictions": predictions.num_rows,
-                "n_rows": rows.num_rows,
-                "residual_maximum": float(residual.max(initial=0.0)),
-                "n_over_tolerance": int((residual > asked.tolerance).sum()),
-            }
-            files = {ROWS: rows, PREDICTION_ROWS: predictions}
-            stage.publish(key, files if gradients is None else files | {GRADIENT_ROWS: gradients}, summary)
-            return int(rows.num_rows)
+            halved.clear()
+            files, summary = shard_files(Sequences(source.read(key, TABLE)), key, asked, explained)
+            # Batches that did not fit in memory: their sums may differ in the last bits.
+            stage.publish(key, files, summary | {"n_halved": halved["batches"]})
+            return int(summary["n_rows"])
 
         return one_shard
+
+
+def shard_files(
+    sequences: Sequences, key: str, asked: AttributeSettings, explained: Explaining
+) -> tuple[dict[str, pa.Table], Json]:
+    """The tables of a shard's entry, and what its manifest says of them."""
+    attributed = explained(sequences, np.arange(len(sequences)), asked.precision)
+    rows, predictions, gradients = attribution_tables(sequences, first_prediction_id(key), asked.target, attributed)
+    residual = residuals(predictions)
+    summary = {
+        "n_predictions": predictions.num_rows,
+        "n_rows": rows.num_rows,
+        "residual_maximum": float(residual.max(initial=0.0)),
+        "n_over_tolerance": int((residual > asked.tolerance).sum()),
+    }
+    files = {ROWS: rows, PREDICTION_ROWS: predictions}
+    return files if gradients is None else files | {GRADIENT_ROWS: gradients}, summary
 
 
 def _loaded(model: Path | str | ForeignSource, sequences: StageDirectory, device: torch.device) -> SequenceModel:
@@ -223,8 +273,12 @@ def _loaded(model: Path | str | ForeignSource, sequences: StageDirectory, device
 Explaining = Callable[[Sequences, np.ndarray, str], Iterator[tuple[SequenceBatch, Attributions]]]
 
 
-def _explaining(model: SequenceModel, stage: StageDirectory, device: torch.device) -> Explaining:
-    """What a run asks, of any predictions, with what the run keeps of its population and fit."""
+def explaining(model: SequenceModel, stage: StageDirectory, device: torch.device, halved: Counter[str]) -> Explaining:
+    """What a run asks, of any predictions, with what the run keeps of its population and fit.
+
+    Args:
+        halved: counts the "batches" that were taken in halves, for lack of memory.
+    """
     asked = AttributeSettings(**stage.settings)
     population = read_population(stage, device) if asked.needs_population else None
     fitted = read_fitted(stage, device)
@@ -234,7 +288,8 @@ def _explaining(model: SequenceModel, stage: StageDirectory, device: torch.devic
         sequences: Sequences, rows: np.ndarray, precision: str
     ) -> Iterator[tuple[SequenceBatch, Attributions]]:
         of = population_at(population, precision)
-        for some in sequences.buckets(rows, patients=asked.batch_patients, steps=asked.batch_steps):
+
+        def one_batch(some: np.ndarray) -> tuple[SequenceBatch, Attributions]:
             batch = sequences.batch(some, device)
             if precision not in models:
                 models[precision] = at_precision(model, precision, batch)
@@ -251,7 +306,10 @@ def _explaining(model: SequenceModel, stage: StageDirectory, device: torch.devic
                 fitted=fitted,
                 absence=asked.absence,
             )
-            yield batch, found
+            return batch, found
+
+        for some in sequences.buckets(rows, patients=asked.batch_patients, steps=asked.batch_steps):
+            yield from in_halves(some, one_batch, lambda: halved.update(["batches"]))
 
     return explained
 
@@ -295,7 +353,7 @@ def _require_answerable(sequences: StageDirectory, model: Path | ForeignSource, 
 def _rounding(sequences: StageDirectory, model: Path | ForeignSource, stage: StageDirectory) -> Json:
     """How far bfloat16 is from float32, on the first predictions of the run."""
     with _as_a_worker() as device:
-        explained = _explaining(_loaded(model, sequences, device), stage, device)
+        explained = explaining(_loaded(model, sequences, device), stage, device, Counter())
         of = _first_rows(sequences, SAMPLE)
         low, exact = (explained(of, np.arange(len(of)), precision) for precision in (BFLOAT16, FLOAT32))
         return dict(precision_error((mine, others) for (_, mine), (_, others) in zip(low, exact, strict=True)))

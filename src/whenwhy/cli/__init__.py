@@ -12,12 +12,15 @@ from typer.exceptions import Exit, TyperException
 from whenwhy import __version__
 from whenwhy.cli import cohorts, models, stores
 from whenwhy.cli.shared import app, out
-from whenwhy.errors import UserError
+from whenwhy.errors import Stopped, UserError
 
 __all__ = ["app", "cohorts", "main", "models", "stores"]
 
 #: The exit status after Ctrl-C.
 INTERRUPTED = 130
+
+#: The exit status after SIGTERM, as a shell has it: 128 and the signal's number.
+TERMINATED = 143
 
 
 @app.callback(invoke_without_command=True)
@@ -45,6 +48,9 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        sys.exit(TERMINATED)
     except (UserError, OSError, TyperException) as error:
         if debug:
             raise

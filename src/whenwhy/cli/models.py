@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -19,6 +21,9 @@ from whenwhy.cli.shared import (
     workers_of,
 )
 from whenwhy.errors import UserError
+
+if TYPE_CHECKING:
+    from whenwhy.models.foreign.named import ForeignSource
 
 
 @app.command("train")
@@ -124,7 +129,7 @@ def attribute_command(
     target: Annotated[
         str,
         typer.Option(
-            help="What is explained: logit, probability, log_odds:A:B or unit:K; of several classes logit:CLASS or "
+            help="What is explained: logit, probability, log_odds:CLASS:OTHER or unit:K; of several classes logit:CLASS or "
             "probability:CLASS; @STEP cuts the record after a step (from 0, or -1 for the last)."
         ),
     ] = "logit",
@@ -174,22 +179,14 @@ def attribute_command(
         residual_sentence,
         rounding_sentence,
     )
-    from whenwhy.models.foreign.named import ForeignSource, proof_sentence
+    from whenwhy.models.foreign.named import proof_sentence
 
     settings = AttributeSettings(
         method, baseline, target, tolerance, _named_options(option or []), seed, absence, precision=precision
     )
-    foreign = ForeignSource(model, weights, arguments, output, static_in, classes, vocabulary, trust)
-    own = Path(model).exists() or ":" not in model
-    if own and foreign != ForeignSource(model):
-        raise UserError(
-            f"--model {model} is a directory of `whenwhy train`: --weights, --arguments, --output, --static-in, "
-            "--classes, --vocabulary and --trust are for module:callable."
-        )
-    stage = attribute_shards(
-        sequences, Path(model) if own else foreign, out_path, settings, workers_of(workers, inline, ray_address)
-    )
-    if not own:
+    source = _source(model, weights, arguments, output, static_in, classes, vocabulary, trust)
+    stage = attribute_shards(sequences, source, out_path, settings, workers_of(workers, inline, ray_address))
+    if not isinstance(source, Path):
         out.print(f"{proof_sentence(stage.entry(ABOUT).summary['foreign'])}.", soft_wrap=True)
     if fitted_sentence(stage):
         out.print(f"{fitted_sentence(stage)}.", soft_wrap=True)
@@ -207,3 +204,51 @@ def _named_options(told: list[str]) -> dict[str, str]:
             raise UserError(f"--option {text} is no NAME=VALUE: write e.g. --option samples=25.")
         options[name] = value
     return options
+
+
+def _source(
+    model: str,
+    weights: Path | None,
+    arguments: str,
+    output: str | None,
+    static_in: str,
+    classes: str | None,
+    vocabulary: Path | None,
+    trust: bool,
+) -> Path | ForeignSource:
+    """The directory of a model that was trained here, or what a stranger's is made of."""
+    from whenwhy.models.foreign.named import ForeignSource
+
+    foreign = ForeignSource(model, weights, arguments, output, static_in, classes, vocabulary, trust)
+    if not Path(model).exists() and ":" in model:
+        return foreign
+    if foreign != ForeignSource(model):
+        raise UserError(
+            f"--model {model} is a directory of `whenwhy train`: --weights, --arguments, --output, --static-in, "
+            "--classes, --vocabulary and --trust are for module:callable."
+        )
+    return Path(model)
+
+
+def plan_command(sequences: Path, **asked: Any) -> None:
+    """How long `whenwhy attribute` would take, and what disk and memory: some batches are really attributed, and timed.
+
+    The options are those of `whenwhy attribute`. Nothing is written.
+    """
+    from whenwhy.attribution.attribute_shards import AttributeSettings
+    from whenwhy.attribution.plan import plan, plan_sentence
+
+    workers = workers_of(asked.pop("workers"), asked.pop("inline"), asked.pop("ray_address"))
+    options = _named_options(asked.pop("option") or [])
+    named = {field.name: asked.pop(field.name) for field in fields(AttributeSettings) if field.name in asked}
+    found = plan(sequences, _source(**asked), AttributeSettings(**named, options=options), workers)
+    out.print(f"{plan_sentence(found, named['method'])}.", soft_wrap=True)
+
+
+# It takes what `attribute` takes, but for the place to write.
+_signature = signature(attribute_command, eval_str=True)
+plan_command.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=[parameter for name, parameter in _signature.parameters.items() if name != "out_path"]
+)
+plan_command.__annotations__ = attribute_command.__annotations__
+app.command("plan")(plan_command)

@@ -1,6 +1,7 @@
 """run(task, keys): one loop over shards, inline or by Ray actors. Knows no attribution."""
 
 from whenwhy.engine.progress import Progress
+from whenwhy.engine.report import Report, reported
 from whenwhy.engine.run import Pool, Task, Workers, kept_pool, run
 
-__all__ = ["Pool", "Progress", "Task", "Workers", "kept_pool", "run"]
+__all__ = ["Pool", "Progress", "Report", "Task", "Workers", "kept_pool", "reported", "run"]

@@ -67,6 +67,7 @@ class RayPool:
         )
         self.free: list[Any] = [actor.remote() for _ in range(count)]
         self.actors = list(self.free)
+        self.name, self.count = f"{count} Ray actors", count
         self.working: dict[Any, tuple[Any, str]] = {}
         self.number = 0
         self.task: Any = None

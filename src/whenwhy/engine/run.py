@@ -7,15 +7,18 @@ reads and publishes its own files, so nothing large crosses from process to proc
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from whenwhy.engine.memory import keep_freed_memory
 from whenwhy.engine.progress import Progress, console
-from whenwhy.errors import UserError
+from whenwhy.engine.report import note_pass
+from whenwhy.engine.stopping import TimeIsUp, stopping_on_signal
+from whenwhy.errors import Stopped, UserError
 
 #: How often a shard is tried before it is quarantined by name.
 MAX_ATTEMPTS = 3
@@ -42,8 +45,16 @@ class Workers:
 
 
 class Pool(Protocol):
-    """Workers that take one shard each, of one task after another."""
+    """Workers that take one shard each, of one task after another.
 
+    Attributes:
+        name: who they are, for people; count: how many.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def count(self) -> int: ...
     def begin(self, task: Task) -> None: ...
     def idle(self) -> bool: ...
     def busy(self) -> bool: ...
@@ -54,6 +65,8 @@ class Pool(Protocol):
 
 class InlinePool:
     """This process as the only worker."""
+
+    name, count = "this process", 1
 
     def __init__(self) -> None:
         keep_freed_memory()
@@ -129,7 +142,7 @@ def run(
     Who works is `workers`, started for this run, or a `pool` that is kept for several.
 
     A shard that fails is tried again, up to three times, possibly by another worker; then it is
-    quarantined by name while the others go on.
+    quarantined by name while the others go on. SIGTERM lets the shards under way end, and begins no other.
 
     Args:
         stage: what progress calls the work, e.g. "attribute".
@@ -137,6 +150,7 @@ def run(
 
     Raises:
         UserError: bad input found by a worker, or shards quarantined. What was published stays.
+        Stopped: by SIGTERM, before every shard was done.
 
     Example:
         >>> class Double:
@@ -154,13 +168,16 @@ def run(
     waiting = deque(keys)
     attempts: Counter[str] = Counter()
     quarantined: dict[str, Exception] = {}
-    with Progress(stage, total=finished + len(keys), unit=unit, finished=finished) as progress:
-        while waiting or pool.busy():
-            while waiting and pool.idle():
+    progress = Progress(stage, total=finished + len(keys), unit=unit, finished=finished)
+    with stopping_on_signal() as stopping, suppress(TimeIsUp), _noted(progress, pool, attempts, quarantined), progress:
+        while pool.busy() or (waiting and not stopping.asked):
+            while waiting and pool.idle() and not stopping.asked:
                 pool.submit(waiting.popleft())
             key, outcome = pool.next()
             if not isinstance(outcome, Exception):
                 progress.advance(key, outcome)
+            elif stopping.asked:  # its worker may have got the signal too
+                continue
             elif isinstance(outcome, UserError) or os.environ.get("WHENWHY_DEBUG"):
                 raise outcome
             else:
@@ -170,10 +187,41 @@ def run(
                 else:
                     quarantined[key] = outcome
                     console.print(f"{stage}: {key} is quarantined after {MAX_ATTEMPTS} attempts: {outcome!r}")
+    if stopping.asked and progress.finished < progress.total:
+        raise Stopped(
+            f"{stage} was stopped when {progress.finished} of {progress.total} entries were finished: run the same command "
+            "again to continue."
+        )
     if quarantined:
         names = ", ".join(sorted(quarantined))
         first = next(iter(quarantined.values()))
         raise UserError(
             f"{stage}: {len(quarantined)} of {len(keys)} entries failed {MAX_ATTEMPTS} times ({names}; "
             f"{type(first).__name__}: {first}): the others are kept; mend the cause and run the same command again."
+        )
+
+
+@contextmanager
+def _noted(
+    progress: Progress, pool: Pool, attempts: Mapping[str, int], quarantined: Mapping[str, Exception]
+) -> Iterator[None]:
+    """Whatever the end is, the pass is in the call's report."""
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - begun
+        note_pass(
+            {
+                "pass": progress.stage,
+                "seconds": round(seconds, 3),
+                "workers": pool.name,
+                "entries": progress.total,
+                "finished_before": progress.skipped,
+                "finished": progress.finished,
+                progress.unit: progress.amount,
+                f"{progress.unit}_per_second": round(progress.amount / max(seconds, 1e-9), 1),
+                "failed_attempts": dict(attempts),
+                "quarantined": {key: f"{type(error).__name__}: {error}" for key, error in quarantined.items()},
+            }
         )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whenwhy import __version__
-from whenwhy.engine import Workers
+from whenwhy.engine import Workers, reported
 from whenwhy.errors import UserError
 from whenwhy.events.cohort import Cohort, cohort_of
 from whenwhy.events.meds_dataset import MedsDataset, open_meds, read_labels, sound_types, split_patients
@@ -73,7 +73,10 @@ def prepare(
         remove_scratch(out)  # of a call that was killed at its very end
         remove_temporaries(out)
         return create()
-    with Preparation(dataset, cohort, settings, out, workers or Workers(), memory_limit, repair) as preparation:
+    with (
+        reported(out),
+        Preparation(dataset, cohort, settings, out, workers or Workers(), memory_limit, repair) as preparation,
+    ):
         preparation.scan()
         layout = preparation.layout(vocabulary)
         stage = create()
@@ -126,7 +129,10 @@ def add_generation(
                 f"{out} has {len(both):,} of these patients already (subject {both[0]}): a patient lives in one place; "
                 "remove them by `whenwhy forget` first, or leave them out of the labels."
             )
-    with Preparation(dataset, cohort, settings, out, workers or Workers(), memory_limit, repair) as preparation:
+    with (
+        reported(out),
+        Preparation(dataset, cohort, settings, out, workers or Workers(), memory_limit, repair) as preparation,
+    ):
         notes = json.loads(stage.file(LAYOUT, NOTES_FILE).read_bytes())
         preparation.scan(notes["anchor"])
         preparation.given_layout(stage, number)

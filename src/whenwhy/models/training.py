@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from whenwhy import __version__
-from whenwhy.engine import Workers, run
+from whenwhy.engine import Workers, reported, run
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY
@@ -112,7 +112,8 @@ def train(sequences_path: Path, out: Path, settings: TrainSettings, workers: Wor
     )
     missing = stage.missing()
     task = TrainFold(str(sequences_path), str(out))
-    run(task, missing, stage="train", unit="predictions", workers=workers, finished=len(keys) - len(missing))
+    with reported(out):
+        run(task, missing, stage="train", unit="predictions", workers=workers, finished=len(keys) - len(missing))
     scratch = scratch_of(stage)
     if scratch.exists() and not any(scratch.iterdir()):
         scratch.rmdir()

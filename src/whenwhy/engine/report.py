@@ -1,0 +1,117 @@
+"""run.json beside a stage's entries: what its calls did, how fast, and by which versions. No part of its content."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from whenwhy.working_folder import fsync, temporary_name
+
+REPORT_FILE = "run.json"
+
+#: Whose versions a result may depend on.
+PACKAGES = ("whenwhy", "torch", "numpy", "pyarrow", "duckdb", "ray")
+
+#: The most calls that are kept, the last ones.
+MOST_CALLS = 100
+
+
+@dataclass
+class Report:
+    """What one call of a stage does.
+
+    Attributes:
+        passes: of the engine's loop, each as `run` told it.
+        summary: what the stage says of its results.
+    """
+
+    passes: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+_current: ContextVar[Report | None] = ContextVar("report", default=None)
+
+
+def note_pass(told: Mapping[str, Any]) -> None:
+    """Takes down a pass of the engine's loop in the report of the call that it belongs to, if there is one."""
+    report = _current.get()
+    if report is not None:
+        report.passes.append(dict(told))
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[Report]:
+    """A report that is written to `path`/run.json in the end, whatever the end is, once a run has begun there.
+
+    Example:
+        >>> with reported(Path("attr")) as report:
+        ...     report.summary["n_predictions"] = 10
+    """
+    report, began, clock = Report(), datetime.now(UTC), time.monotonic()
+    token, ended = _current.set(report), "finished"
+    try:
+        yield report
+    except BaseException as error:
+        ended = type(error).__name__
+        raise
+    finally:
+        _current.reset(token)
+        if (path / "manifest.json").exists() and report.passes:
+            _write(
+                path,
+                {
+                    "began": began.isoformat(timespec="seconds"),
+                    "seconds": round(time.monotonic() - clock, 3),
+                    "ended": ended,
+                    "peak_bytes": _peak(),
+                    "passes": report.passes,
+                },
+                report.summary,
+            )
+
+
+def _write(path: Path, call: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    file, manifest = path / REPORT_FILE, json.loads((path / "manifest.json").read_bytes())
+    try:
+        before = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        before = {}
+    told = {
+        "stage": manifest["stage"],
+        "run_id": manifest["run_id"],
+        "versions": {"python": platform.python_version()} | _versions(),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "summary": dict(summary) or before.get("summary", {}),
+        "calls": [*before.get("calls", []), call][-MOST_CALLS:],
+    }
+    temporary = path / temporary_name()
+    temporary.write_text(json.dumps(told, indent=2) + "\n")
+    fsync(temporary)
+    temporary.replace(file)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _peak() -> int:
+    """The most bytes of memory that this process, or the largest of its ended children, had."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

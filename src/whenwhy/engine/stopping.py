@@ -1,0 +1,54 @@
+"""SIGTERM, as Slurm sends it before it takes a node away: no new shard begins, and those begun may end in time."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+#: Slurm kills 30 seconds after it has asked, unless its administrator says otherwise.
+GRACE_SECONDS = 25.0
+
+
+class TimeIsUp(BaseException):
+    """What was begun when the signal came has not ended in time: it is dropped. No task may catch it."""
+
+
+class Stopping:
+    """Whether a stop was asked for."""
+
+    asked = False
+
+
+@contextmanager
+def stopping_on_signal(grace: float = GRACE_SECONDS) -> Iterator[Stopping]:
+    """While this lasts, SIGTERM asks for a stop; what is under way `grace` seconds later, or at a second one, is dropped.
+
+    Outside the main thread no signal arrives, and nothing changes.
+
+    Raises:
+        TimeIsUp: wherever the main thread is then.
+    """
+    stopping = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stopping.asked:
+            raise TimeIsUp
+        stopping.asked = True
+        signal.setitimer(signal.ITIMER_REAL, grace)
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGTERM, asked), signal.signal(signal.SIGALRM, late)
+    try:
+        yield stopping
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip((signal.SIGTERM, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
