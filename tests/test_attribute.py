@@ -16,18 +16,10 @@ import pytest
 import whenwhy
 from conftest import INLINE, SmallRun
 from whenwhy.attribution import attribute
-from whenwhy.attribution.attribute_shards import (
-    FITTED,
-    PREDICTION_ROWS,
-    ROWS,
-    AttributeSettings,
-    attribute_shards,
-    fitted_sentence,
-    read_fitted,
-    residual_sentence,
-    residual_summary,
-)
+from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+from whenwhy.attribution.attribution_directory import FITTED, PREDICTION_ROWS, ROWS, read_fitted
 from whenwhy.attribution.population import POPULATION
+from whenwhy.attribution.run_summary import fitted_sentence, residual_sentence, residual_summary
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences

@@ -24,16 +24,11 @@ from conftest import INLINE, SmallRun
 from foreign_models import stranger
 from quick_methods import OF_ANY_MODEL, explained
 from whenwhy.attribution import attribute, population_of
-from whenwhy.attribution.attribute_shards import (
-    ABOUT,
-    PREDICTION_ROWS,
-    ROWS,
-    AttributeSettings,
-    attribute_shards,
-    residual_summary,
-)
+from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+from whenwhy.attribution.attribution_directory import ABOUT, PREDICTION_ROWS, ROWS
 from whenwhy.attribution.methods.integrated_gradients import LADDER
 from whenwhy.attribution.paths import gauss_legendre
+from whenwhy.attribution.run_summary import residual_summary
 from whenwhy.cli import app
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError

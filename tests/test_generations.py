@@ -13,7 +13,8 @@ import pytest
 
 from cohort import write_cohort
 from conftest import INLINE, SmallRun
-from whenwhy.attribution.attribute_shards import PREDICTION_ROWS, ROWS, AttributeSettings, attribute_shards
+from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+from whenwhy.attribution.attribution_directory import PREDICTION_ROWS, ROWS
 from whenwhy.attribution.population import POPULATION, RATES_TABLE, REFERENCES_TABLE
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY

@@ -17,16 +17,10 @@ from method_laws.test_laws import SIZE, LinearModel, cohort, everything, model_o
 from quick_methods import OWN_MODEL, QUICK, explained
 from replicas.integrated_gradients import dense_integrated_gradients, dense_score
 from whenwhy.attribution import Attributions, attribute, registered_methods
-from whenwhy.attribution.attribute_shards import (
-    PREDICTION_ROWS,
-    ROUNDING,
-    ROWS,
-    AttributeSettings,
-    attribute_shards,
-    residual_summary,
-    rounding_sentence,
-)
+from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+from whenwhy.attribution.attribution_directory import PREDICTION_ROWS, ROUNDING, ROWS
 from whenwhy.attribution.precision import PRECISIONS, SAMPLE, Bfloat16, at_precision, first_records
+from whenwhy.attribution.run_summary import residual_summary, rounding_sentence
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch, Sequences
 from whenwhy.events.sequences import TABLE

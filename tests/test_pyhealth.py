@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from replicas.pyhealth import Visits, retain_logit, rnn_logit
 from whenwhy.attribution.attribute import attribute
-from whenwhy.attribution.attribute_shards import ABOUT, PREDICTION_ROWS, residual_summary
+from whenwhy.attribution.attribution_directory import ABOUT, PREDICTION_ROWS
+from whenwhy.attribution.run_summary import residual_summary
 from whenwhy.cli import app
 from whenwhy.errors import UserError
 from whenwhy.events.feature_values import FOREIGN_OFFSET

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from whenwhy.answers import as_text
-from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards, residual_sentence
+from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+from whenwhy.attribution.run_summary import residual_sentence
 from whenwhy.engine import Workers
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.events.sources import import_source

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whenwhy.attribution.attribute_shards import FITTED, GRADIENT_ROWS, PREDICTION_ROWS, ROWS, residuals
+from whenwhy.attribution.attribution_directory import FITTED, GRADIENT_ROWS, PREDICTION_ROWS, ROWS
 from whenwhy.attribution.population import POPULATION, REFERENCES_TABLE
+from whenwhy.attribution.run_summary import residuals
 from whenwhy.errors import UserError
 from whenwhy.events.parquet_files import parquet_files
 from whenwhy.events.sequence_directory import TABLE

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from conftest import INLINE, SmallRun
-from whenwhy.attribution.attribute_shards import ROWS, AttributeSettings, attribute_shards
+from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+from whenwhy.attribution.attribution_directory import ROWS
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.shards import StageDirectory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,14 +11,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from safetensors.torch import load_file, save
-from sklearn.metrics import average_precision_score, roc_auc_score
+from safetensors.torch import save
 
 from whenwhy import __version__
 from whenwhy.attribution.absence import first_layer_table, require_absence_told
 from whenwhy.attribution.attribute import TOLERANCE, Attributions, attribute, fit_method, question_of
+from whenwhy.attribution.attribution_directory import (
+    ABOUT,
+    FIRST_LAYER_ROWS,
+    FITTED,
+    FITTED_TENSORS,
+    GRADIENT_ROWS,
+    PREDICTION_ROWS,
+    ROUNDING,
+    ROWS,
+    first_prediction_id,
+    read_fitted,
+)
 from whenwhy.attribution.attribution_table import attribution_tables
 from whenwhy.attribution.baselines import BASELINES, EMPTY
 from whenwhy.attribution.halves import in_halves
@@ -32,37 +42,22 @@ from whenwhy.attribution.precision import (
     batch_at,
     population_at,
     precision_error,
-    precision_sentence,
 )
-from whenwhy.attribution.registry import MEASURES, Fitted, method_named
-from whenwhy.attribution.targets import UNIT, target_named
+from whenwhy.attribution.registry import Fitted, method_named
+from whenwhy.attribution.run_summary import measured_here, residual_summary, residuals
+from whenwhy.attribution.targets import target_named
 from whenwhy.engine import Workers, reported, run
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import SequenceBatch, Sequences
-from whenwhy.events.sequence_directory import TABLE, VOCABULARY, shard_place
+from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
 from whenwhy.models.foreign.named import ForeignSource
 from whenwhy.models.sequence_model import SequenceModel
 from whenwhy.models.training import measured
-from whenwhy.schema import HELD_OUT
 from whenwhy.shards import Json, StageDirectory
-
-ROWS, PREDICTION_ROWS = "attributions", "predictions"
-
-#: A shard's file of gradients, and the entry with the first layer's rows and rates, of a run that tells absence.
-GRADIENT_ROWS, FIRST_LAYER_ROWS = "gradients", "first_layer"
-
-#: The entry of a method that must be fitted first: its tensors, and what is told of the fit.
-FITTED, FITTED_TENSORS = "fitted", "fitted.safetensors"
 
 #: Training predictions that a method is fitted on, in batches of so many, and those that measure the fit.
 FIT_SAMPLE, FIT_BATCH, FIT_MEASURE = 512, 32, 32
-
-#: The entry that says how far a run in bfloat16 is from float32, on its first predictions.
-ROUNDING = "rounding"
-
-#: The entry that says what was explained: outcome, model, its measurements, and the feature values.
-ABOUT = "about"
 
 
 @dataclass(frozen=True)
@@ -359,11 +354,6 @@ def _rounding(sequences: StageDirectory, model: Path | ForeignSource, stage: Sta
         return dict(precision_error((mine, others) for (_, mine), (_, others) in zip(low, exact, strict=True)))
 
 
-def rounding_sentence(stage: StageDirectory) -> str:
-    """What a run in bfloat16 says of its distance from float32, for people; empty for others."""
-    return precision_sentence(stage.entry(ROUNDING).summary) if ROUNDING in stage.needs else ""
-
-
 def _fitted(sequences: StageDirectory, model: Path | ForeignSource, stage: StageDirectory) -> Fitted:
     """A run's method fitted on a sample of its training predictions; on one thread, so that it is the same again."""
     with _as_a_worker() as device:
@@ -384,96 +374,3 @@ def _fitted(sequences: StageDirectory, model: Path | ForeignSource, stage: Stage
             options=asked.options,
             precision=asked.precision,
         )
-
-
-def read_fitted(stage: StageDirectory, device: torch.device | str = "cpu") -> Fitted | None:
-    """What a run's method learned, as the run keeps it; None: the method learns nothing."""
-    if FITTED not in stage.needs:
-        return None
-    tensors = load_file(stage.file(FITTED, FITTED_TENSORS), device=str(device))
-    return Fitted(tensors, stage.entry(FITTED).summary)
-
-
-def fitted_sentence(stage: StageDirectory) -> str:
-    """What is told of the fit of a run's method, for people; empty where nothing was fitted."""
-    if FITTED not in stage.needs:
-        return ""
-    told = ", ".join(f"{name} {value:.4g}" for name, value in sorted(stage.entry(FITTED).summary.items()))
-    return f"{stage.settings['method']} was fitted on training predictions: {told}"
-
-
-def first_prediction_id(shard: str) -> int:
-    """The id of a shard's first prediction: ids tell generation, shard and row apart.
-
-    Example:
-        >>> first_prediction_id("g0-00002") >> 32, first_prediction_id("g1-00000") >> 52
-        (2, 1)
-    """
-    generation, number = shard_place(shard)
-    return (generation << 52) + (number << 32)
-
-
-def measured_here(attributions: StageDirectory, classes: Sequence[str]) -> Json:
-    """How well the predictions of a run tell its held-out labels, in the form of `training.measured`.
-
-    What cannot be measured, for lack of held-out predictions of both classes, or since only one of several classes
-    was explained, is missing.
-
-    Args:
-        classes: the model's.
-    """
-    target = target_named(attributions.settings["target"])
-    # Of a named class, or a unit, the score is not the logit of the later class; the probability is that class's.
-    told = "probability" if target.classes or target.kind == UNIT else "score"
-    table = pa.concat_tables(
-        [attributions.read(name, PREDICTION_ROWS, ["label", "split", told]) for name in attributions.shards]
-    )
-    held_out = np.asarray(table["split"].to_numpy()) == HELD_OUT
-    positive = np.asarray(table["label"].to_numpy())[held_out] == (target.classes or tuple(classes[1:]))[0]
-    score = table[told].to_numpy()[held_out]
-    if len(classes) > 2 or len(np.unique(positive)) < 2:
-        return {"folds": []}
-    auroc, auprc = float(roc_auc_score(positive, score)), float(average_precision_score(positive, score))
-    fold = {"n_held_out": len(positive), "n_positive": int(positive.sum()), "auroc": auroc, "auprc": auprc}
-    return {"folds": [fold], "auroc": auroc}
-
-
-def residuals(predictions: pa.Table) -> np.ndarray:
-    """By how much each prediction's contributions miss the score difference, without sign [prediction that has one]."""
-    return np.asarray(np.abs(pc.drop_null(predictions["completeness_residual"]).to_numpy()))
-
-
-def residual_summary(attributions: StageDirectory) -> Json:
-    """How well the attributions add up: over all predictions, the median and largest |residual|, and the tolerance.
-
-    Of a method whose numbers are not meant to add up these are None.
-    """
-    predictions = pa.concat_tables(
-        [attributions.read(name, PREDICTION_ROWS, ["completeness_residual"]) for name in attributions.shards]
-    )
-    residual, tolerance = residuals(predictions), attributions.settings["tolerance"]
-    told: Json = {"n_predictions": predictions.num_rows, "tolerance": tolerance}
-    if not method_named(attributions.settings["method"]).sums_to_score:
-        return told | dict.fromkeys(("median", "maximum", "n_over_tolerance"))
-    return told | {
-        "median": float(np.median(residual)) if len(residual) else 0.0,
-        "maximum": float(residual.max(initial=0.0)),
-        "n_over_tolerance": int((residual > tolerance).sum()),
-    }
-
-
-def residual_sentence(attributions: StageDirectory) -> str:
-    """What `residual_summary` found, in one sentence for people."""
-    told = residual_summary(attributions)
-    if told["maximum"] is None:
-        measures = method_named(attributions.settings["method"]).measures
-        return f"{told['n_predictions']:,} predictions; a number tells {MEASURES[measures]}"
-    if "completeness" not in method_named(attributions.settings["method"]).laws:
-        return (
-            f"{told['n_predictions']:,} predictions; this method's contributions need not add up: they differ from the "
-            f"score difference by {told['median']:.2g} in the median, {told['maximum']:.2g} at most"
-        )
-    return (
-        f"{told['n_predictions']:,} predictions; contributions miss the score difference by {told['maximum']:.1e} at most "
-        f"(median {told['median']:.1e}; tolerance {told['tolerance']:.0e}, {told['n_over_tolerance']:,} over it)"
-    )

@@ -17,13 +17,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from whenwhy.attribution.attribute_shards import (
-    AttributeSettings,
-    AttributeShard,
-    begun,
-    explaining,
-    shard_files,
-)
+from whenwhy.attribution.attribute_shards import AttributeSettings, AttributeShard, begun, explaining, shard_files
 from whenwhy.engine import Workers, kept_pool, run
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences

@@ -171,14 +171,9 @@ def attribute_command(
     ray_address: RayAddress = None,
 ) -> None:
     """The contribution of every recorded feature value to every prediction."""
-    from whenwhy.attribution.attribute_shards import (
-        ABOUT,
-        AttributeSettings,
-        attribute_shards,
-        fitted_sentence,
-        residual_sentence,
-        rounding_sentence,
-    )
+    from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
+    from whenwhy.attribution.attribution_directory import ABOUT
+    from whenwhy.attribution.run_summary import fitted_sentence, residual_sentence, rounding_sentence
     from whenwhy.models.foreign.named import proof_sentence
 
     settings = AttributeSettings(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from dask.callbacks import Callback
 
 from whenwhy import __version__
-from whenwhy.attribution.attribute_shards import ABOUT, GRADIENT_ROWS, PREDICTION_ROWS, ROWS
+from whenwhy.attribution.attribution_directory import ABOUT, GRADIENT_ROWS, PREDICTION_ROWS, ROWS
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.events.out_of_core import connect

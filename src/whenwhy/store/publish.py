@@ -23,8 +23,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from whenwhy.attribution.attribute_shards import ABOUT, FIRST_LAYER_ROWS, PREDICTION_ROWS, ROWS, residual_summary
+from whenwhy.attribution.attribution_directory import ABOUT, FIRST_LAYER_ROWS, PREDICTION_ROWS, ROWS
 from whenwhy.attribution.registry import method_named
+from whenwhy.attribution.run_summary import residual_summary
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
