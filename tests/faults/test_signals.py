@@ -67,9 +67,10 @@ def test_shards_under_way_end_and_no_other_begins(tmp_path: Path, workers: str) 
     assert f"slow was stopped when {done} of 20 entries were finished: run the same command again" in told
 
 
-def test_a_second_signal_drops_what_is_under_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["inline", "ray"])
+def test_a_second_signal_drops_what_is_under_way(tmp_path: Path, workers: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(tmp_path), "300", "inline"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW, str(tmp_path), "300", workers], stdout=subprocess.PIPE, text=True
     ) as running:
         waited(tmp_path, "begun-*", 1)
         running.send_signal(signal.SIGTERM)

@@ -8,17 +8,20 @@ import pytest
 import torch
 
 from method_laws.removed import Case, cohort, everything, model_of, population
-from method_laws.test_laws import LinearModel
+from method_laws.test_laws import SIZE, LinearModel
 from replicas.removal import dense_pruned_past, exact_shapley, players_of
 from whenwhy.attribution import attribute
 from whenwhy.attribution.baselines import given_baseline
 from whenwhy.attribution.methods.kernel_shap import _coalitions
 from whenwhy.attribution.methods.shapley import marginals
+from whenwhy.attribution.players import Players
 from whenwhy.attribution.pruning import PLAYERS, players_named, pruned_past
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC
+from whenwhy.models.ensemble import Ensemble
+from whenwhy.models.recurrent import RecurrentClassifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -220,3 +223,28 @@ def test_a_pruned_past_is_read_once(method: str, baseline: str, at_once: int, mo
         torch.testing.assert_close(values, told[False][name], rtol=1e-8, atol=1e-10)
     if at_once == 2000:
         assert used[True] < 0.8 * used[False]
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("players", ["events", "features", "cells"])
+def test_coalitions_that_share_their_reading_have_the_same_values(
+    members: int, players: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One record at a time, with stops before its fourth and its seventh player, or read whole each time."""
+    torch.manual_seed(3)
+    model = Ensemble(lambda: RecurrentClassifier(SIZE, 8), members).double().eval()
+    batch = everything(cohort(5, patients=3, longest=40))
+    asked = {"method": "kernel_shap", "options": {"players": players, "samples": 512}, "precision": "float64"}
+    seen: list[int] = []
+    stops = Players.stops
+
+    def counted(game: Players, rows: torch.Tensor) -> list[int]:
+        found = stops(game, rows)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(Players, "stops", counted)
+    found = attribute(model, batch, **asked)
+    assert max(seen) >= 2
+    monkeypatch.setattr(Players, "stops", lambda game, rows: [])
+    torch.testing.assert_close(found.streams, attribute(model, batch, **asked).streams, rtol=1e-9, atol=1e-10)

@@ -19,7 +19,6 @@ from torch import nn
 from whenwhy.attribution.attribute import TOLERANCE, fitted_on, require_fitted
 from whenwhy.attribution.baselines import Given
 from whenwhy.attribution.question import PerValue, Question
-from whenwhy.attribution.quick_recurrences import QuickRecurrences
 from whenwhy.attribution.registry import Fitted, method_named
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
@@ -139,8 +138,11 @@ class DenseQuestion(Question):
         baseline = self.baseline[EVENTS]
         alike = not self.given.embedded and len(baseline) > 0
         with torch.no_grad():
-            outputs = self._function(baseline[:1] if alike else baseline)
-        return outputs.expand(len(baseline), *outputs.shape[1:])
+            outputs = self._function(baseline[:1]) if alike else self._function(baseline)
+            like = self._of_record
+            if alike and outputs.shape == (1, *like.shape[1:]):
+                return outputs.expand_as(like)
+            return self._function(baseline) if alike else outputs
 
     @cached_property
     def score(self) -> torch.Tensor:
@@ -171,8 +173,7 @@ class DenseQuestion(Question):
         return self._all(self._function(embedded[EVENTS]), self._index_of(rows))
 
     def _function(self, inputs: torch.Tensor) -> torch.Tensor:
-        with QuickRecurrences():
-            found: torch.Tensor = self.model.function(inputs)  # type: ignore[attr-defined]
+        found: torch.Tensor = self.model.function(inputs)  # type: ignore[attr-defined]
         return found
 
     def _index_of(self, rows: torch.Tensor | None) -> torch.Tensor | None:

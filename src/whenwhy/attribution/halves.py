@@ -12,8 +12,8 @@ from whenwhy.errors import UserError
 
 Found = TypeVar("Found")
 
-#: What torch's allocator on the processor says; it has no error of its own.
-_NO_MEMORY = "can't allocate memory"
+#: What torch's allocator on the processor says, and a GPU's libraries; they have no error of their own.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -25,7 +25,7 @@ def out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and _NO_MEMORY in str(error)
+    return isinstance(error, RuntimeError) and any(told in str(error) for told in _NO_MEMORY)
 
 
 def in_halves(rows: np.ndarray, work: Callable[[np.ndarray], Found], halved: Callable[[], None]) -> Iterator[Found]:

@@ -133,6 +133,10 @@ def plan(
     Example: `plan(Path("seq"), Path("model"), AttributeSettings("shapley"), Workers(count=8)).seconds / 3600`
     """
     workers = workers or Workers()
+    if workers.ray_address:
+        raise UserError(
+            "A plan times this machine: leave out --ray-address, and give as many --workers as the cluster has."
+        )
     with tempfile.TemporaryDirectory(prefix="whenwhy-plan-") as folder:
         clock = time.monotonic()
         out, times = Path(folder) / "attributed", Path(folder) / "times"
@@ -144,7 +148,7 @@ def plan(
         if not some:
             raise UserError(f"{sequences_path} has no prediction: there is nothing to plan.")
         here = os.cpu_count() or 1
-        local = workers if workers.inline or workers.ray_address else Workers(min(workers.count or here, here))
+        local = workers if workers.count is None else Workers(min(workers.count, here))
         with kept_pool(local, len(some)) as pool:
             at_once = pool.count
             spread = [some[at] for at in np.unique(np.linspace(0, len(some) - 1, min(at_once, len(some))).astype(int))]

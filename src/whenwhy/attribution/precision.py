@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from whenwhy.attribution.baselines import Population
 from whenwhy.attribution.gradients import recurrence_with_gradients
+from whenwhy.attribution.halves import out_of_memory
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import EVENTS, Bags, SequenceBatch
 from whenwhy.models.sequence_model import Embedded, SequenceModel, logits_of
@@ -108,9 +109,9 @@ def at_precision(model: SequenceModel, precision: str, tried_on: SequenceBatch) 
     changed: Any = Bfloat16(model) if precision == BFLOAT16 else copy.deepcopy(model).double()
     try:
         _try(changed, batch_at(first_records(tried_on, 2), precision))
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # torch's word for dtypes that do not meet, in a stranger's code as well
+        if out_of_memory(error):
+            raise
         why = str(error).splitlines()[0]
         raise UserError(f"The model does not compute in {precision} ({why}): use the precision float32.") from error
     found: SequenceModel = changed

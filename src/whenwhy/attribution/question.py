@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from whenwhy.attribution.signals import Rule, plain, signal
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch
+from whenwhy.models.bag_classifier import Classifier
 from whenwhy.models.sequence_model import Embedded, RestartingModel, SequenceModel, classes_of, logits_of
 from whenwhy.schema import EVERYTHING_ABSENT
 
@@ -107,6 +109,15 @@ class Question:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def own_model(self) -> bool:
+        """Whether the model is one of this package, whose code is known to leave inputs and states as they are."""
+        return isinstance(self.model, Classifier)
+
+    def _recurrences(self) -> AbstractContextManager[object]:
+        """The recurrent layers of own models are quick ones; a stranger's may change in place what they answer."""
+        return QuickRecurrences() if self.own_model else nullcontext()
+
     def require_finite(self) -> None:
         """Raises `UserError` unless what is explained is finite."""
         if not (torch.isfinite(self.score).all() and torch.isfinite(self.baseline_score).all()):
@@ -177,7 +188,7 @@ class Question:
         Args:
             rows: [row] whose each is; None: one a patient, in order.
         """
-        with QuickRecurrences():
+        with self._recurrences():
             return self.target.score(
                 self.model, embedded, self.told_lengths if rows is None else self.told_lengths[rows]
             )
@@ -198,7 +209,7 @@ class Question:
 
     def told_apart(self, embedded: Embedded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """What says which class is predicted [row, ..., class], as `explained` takes it."""
-        with QuickRecurrences():
+        with self._recurrences():
             return self.target.told_apart(
                 self.model, embedded, self.told_lengths if rows is None else self.told_lengths[rows]
             )
@@ -404,7 +415,7 @@ class Question:
                 "References are drawn from the training patients: name the baseline 'reference', and give a population."
             )
         other = copy(self)
-        for name in ("extra", "baseline_score"):
+        for name in ("extra", "baseline_score", "baseline_outputs"):
             other.__dict__.pop(name, None)
         other.given = given_baseline(REFERENCE, self.model, self.batch, self.population, self.seed, draw + 1)
         other.baseline = other.given.embedded

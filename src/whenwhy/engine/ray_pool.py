@@ -14,6 +14,7 @@ from typing import Any
 
 from whenwhy.engine.memory import keep_freed_memory
 from whenwhy.engine.run import Task, Workers
+from whenwhy.engine.stopping import TimeIsUp
 from whenwhy.errors import UserError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # private data: nothing is reported outside
@@ -31,6 +32,10 @@ MAX_RESTARTS = 3
 
 #: Actors exchange names and counts alone, so the object store is kept at Ray's smallest.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
+
+
+#: How often who waits for workers looks whether it is late.
+LOOK_SECONDS = 0.5
 
 
 class Worker:
@@ -51,6 +56,8 @@ class Worker:
 
 class RayPool:
     """One actor per GPU, or per core where there is none."""
+
+    here = False
 
     def __init__(self, workers: Workers, at_most: int | None = None) -> None:
         connect(workers)
@@ -86,8 +93,13 @@ class RayPool:
         actor = self.free.pop()
         self.working[actor.work.remote(self.number, self.task, key)] = (actor, key)
 
-    def next(self) -> tuple[str, int | Exception]:
-        [done], _ = ray.wait(list(self.working), num_returns=1)
+    def next(self, late: Callable[[], bool] = lambda: False) -> tuple[str, int | Exception]:
+        done = None
+        while done is None:
+            if late():
+                raise TimeIsUp
+            found, _ = ray.wait(list(self.working), num_returns=1, timeout=LOOK_SECONDS)
+            done = found[0] if found else None
         actor, key = self.working.pop(done)
         try:
             outcome: int | Exception = int(ray.get(done))

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from whenwhy.engine.progress import console
 from whenwhy.working_folder import fsync, temporary_name
 
 REPORT_FILE = "run.json"
@@ -68,17 +69,17 @@ def reported(path: Path) -> Iterator[Report]:
     finally:
         _current.reset(token)
         if (path / "manifest.json").exists() and report.passes:
-            _write(
-                path,
-                {
-                    "began": began.isoformat(timespec="seconds"),
-                    "seconds": round(time.monotonic() - clock, 3),
-                    "ended": ended,
-                    "peak_bytes": _peak(),
-                    "passes": report.passes,
-                },
-                report.summary,
-            )
+            call = {
+                "began": began.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - clock, 3),
+                "ended": ended,
+                "driver_peak_bytes": _peak(),
+                "passes": report.passes,
+            }
+            try:
+                _write(path, call, report.summary)
+            except OSError as error:  # what the run itself ended with matters more
+                console.print(f"{path / REPORT_FILE} could not be written: {error.strerror or error}")
 
 
 def _write(path: Path, call: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
@@ -86,7 +87,8 @@ def _write(path: Path, call: Mapping[str, Any], summary: Mapping[str, Any]) -> N
     try:
         before = json.loads(file.read_bytes())
     except (FileNotFoundError, ValueError):
-        before = {}
+        before = None
+    before = before if isinstance(before, dict) else {}
     told = {
         "stage": manifest["stage"],
         "run_id": manifest["run_id"],
@@ -96,9 +98,12 @@ def _write(path: Path, call: Mapping[str, Any], summary: Mapping[str, Any]) -> N
         "calls": [*before.get("calls", []), call][-MOST_CALLS:],
     }
     temporary = path / temporary_name()
-    temporary.write_text(json.dumps(told, indent=2) + "\n")
-    fsync(temporary)
-    temporary.replace(file)
+    try:
+        temporary.write_text(json.dumps(told, indent=2) + "\n")
+        fsync(temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:
@@ -112,6 +117,5 @@ def _versions() -> dict[str, str]:
 
 
 def _peak() -> int:
-    """The most bytes of memory that this process, or the largest of its ended children, had."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """The most bytes of memory that this process had; Ray's workers are no children of it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

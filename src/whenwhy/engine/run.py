@@ -49,7 +49,10 @@ class Pool(Protocol):
 
     Attributes:
         name: who they are, for people; count: how many.
+        here: whether the work is done in this very process.
     """
+
+    here: bool
 
     @property
     def name(self) -> str: ...
@@ -59,14 +62,14 @@ class Pool(Protocol):
     def idle(self) -> bool: ...
     def busy(self) -> bool: ...
     def submit(self, key: str) -> None: ...
-    def next(self) -> tuple[str, int | Exception]: ...
+    def next(self, late: Callable[[], bool] = ...) -> tuple[str, int | Exception]: ...
     def close(self) -> None: ...
 
 
 class InlinePool:
     """This process as the only worker."""
 
-    name, count = "this process", 1
+    name, count, here = "this process", 1, True
 
     def __init__(self) -> None:
         keep_freed_memory()
@@ -85,7 +88,7 @@ class InlinePool:
     def submit(self, key: str) -> None:
         self.key = key
 
-    def next(self) -> tuple[str, int | Exception]:
+    def next(self, late: Callable[[], bool] = lambda: False) -> tuple[str, int | Exception]:
         assert self.key is not None
         assert self.work is not None
         key, self.key = self.key, None
@@ -136,6 +139,7 @@ def run(
     workers: Workers | None = None,
     pool: Pool | None = None,
     finished: int = 0,
+    _alone: bool = False,
 ) -> None:
     """Every shard in `keys` done by `task`; `finished` others were done before.
 
@@ -162,18 +166,23 @@ def run(
         return
     if pool is None:
         with kept_pool(workers or Workers(), len(keys)) as own:
-            run(task, keys, stage=stage, unit=unit, pool=own, finished=finished)
+            run(task, keys, stage=stage, unit=unit, pool=own, finished=finished, _alone=True)
         return
     pool.begin(task)
     waiting = deque(keys)
     attempts: Counter[str] = Counter()
     quarantined: dict[str, Exception] = {}
     progress = Progress(stage, total=finished + len(keys), unit=unit, finished=finished)
-    with stopping_on_signal() as stopping, suppress(TimeIsUp), _noted(progress, pool, attempts, quarantined), progress:
+    with (
+        stopping_on_signal(pool.here) as stopping,
+        suppress(TimeIsUp),
+        _noted(progress, pool, attempts, quarantined),
+        progress,
+    ):
         while pool.busy() or (waiting and not stopping.asked):
             while waiting and pool.idle() and not stopping.asked:
                 pool.submit(waiting.popleft())
-            key, outcome = pool.next()
+            key, outcome = pool.next(lambda: stopping.late)
             if not isinstance(outcome, Exception):
                 progress.advance(key, outcome)
             elif stopping.asked:  # its worker may have got the signal too
@@ -187,7 +196,8 @@ def run(
                 else:
                     quarantined[key] = outcome
                     console.print(f"{stage}: {key} is quarantined after {MAX_ATTEMPTS} attempts: {outcome!r}")
-    if stopping.asked and progress.finished < progress.total:
+    # Of several passes with one pool others may follow.
+    if stopping.asked and (progress.finished < progress.total or not _alone):
         raise Stopped(
             f"{stage} was stopped when {progress.finished} of {progress.total} entries were finished: run the same command "
             "again to continue."
@@ -222,6 +232,7 @@ def _noted(
                 progress.unit: progress.amount,
                 f"{progress.unit}_per_second": round(progress.amount / max(seconds, 1e-9), 1),
                 "failed_attempts": dict(attempts),
-                "quarantined": {key: f"{type(error).__name__}: {error}" for key, error in quarantined.items()},
+                # Not what errors say, which may quote data.
+                "quarantined": {key: type(error).__name__ for key, error in quarantined.items()},
             }
         )

@@ -17,33 +17,36 @@ class TimeIsUp(BaseException):
 
 
 class Stopping:
-    """Whether a stop was asked for."""
+    """Whether a stop was asked for, and whether what is under way is to be dropped."""
 
-    asked = False
+    asked = late = False
 
 
 @contextmanager
-def stopping_on_signal(grace: float = GRACE_SECONDS) -> Iterator[Stopping]:
-    """While this lasts, SIGTERM asks for a stop; what is under way `grace` seconds later, or at a second one, is dropped.
+def stopping_on_signal(raises: bool, grace: float = GRACE_SECONDS) -> Iterator[Stopping]:
+    """While this lasts, SIGTERM asks for a stop; what is under way `grace` seconds later, or at a second one, is late.
 
     Outside the main thread no signal arrives, and nothing changes.
 
-    Raises:
-        TimeIsUp: wherever the main thread is then.
+    Args:
+        raises: `TimeIsUp` where the main thread is when it is late. Ray's waiting loses an exception of a signal's
+            handler, so whoever waits for Ray looks at `late` instead.
     """
     stopping = Stopping()
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return
 
+    def late(number: int, frame: FrameType | None) -> None:
+        stopping.late = True
+        if raises:
+            raise TimeIsUp
+
     def asked(number: int, frame: FrameType | None) -> None:
         if stopping.asked:
-            raise TimeIsUp
+            late(number, frame)
         stopping.asked = True
         signal.setitimer(signal.ITIMER_REAL, grace)
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise TimeIsUp
 
     before = signal.signal(signal.SIGTERM, asked), signal.signal(signal.SIGALRM, late)
     try:

@@ -14,6 +14,14 @@ from whenwhy.models.bag_classifier import BagClassifier, Classifier
 from whenwhy.models.sequence_model import Embedded
 
 
+class Pasts(tuple[Any, ...]):
+    """What each member keeps of the first steps of some records."""
+
+    def of(self, rows: torch.Tensor) -> Pasts:
+        """That of some patients, each as often as it is named."""
+        return Pasts(past.of(rows) for past in self)
+
+
 class Ensemble(Classifier):
     """The mean of the logits of several models of one kind (Lakshminarayanan et al., NeurIPS 2017).
 
@@ -113,13 +121,13 @@ class Ensemble(Classifier):
         """Whether all members do."""
         return all(member.restarts for member in self.members)
 
-    def read(self, embedded: Embedded, steps: int, past: Sequence[Any] | None = None) -> Sequence[Any]:
+    def read(self, embedded: Embedded, steps: int, past: Pasts | None = None) -> Pasts:
         """What each member keeps of the records' first steps, from where `past` has come to."""
         known = past or [None] * len(self.members)
         told = zip(self.member, self._shares(embedded), known, strict=True)
-        return [member.read(share, steps, before) for member, share, before in told]  # type: ignore[operator]
+        return Pasts(member.read(share, steps, before) for member, share, before in told)  # type: ignore[operator]
 
-    def resumed(self, past: Sequence[Any], rows: torch.Tensor) -> Ensemble:
+    def resumed(self, past: Pasts, rows: torch.Tensor) -> Ensemble:
         """The members, each after its own past."""
         later = copy.copy(self)
         members = [member.resumed(before, rows) for member, before in zip(self.member, past, strict=True)]  # type: ignore[operator]

@@ -99,7 +99,7 @@ class RestartingModel(SequenceModel, Protocol):
     restarts: bool
 
     def read(self, embedded: Embedded, steps: int, past: Any = None) -> Any:
-        """What it keeps of the records' first steps, from where `past` has come to."""
+        """What it keeps of the records' first steps, from where `past` has come to; its `of(rows)` is that of some."""
         ...
 
     def resumed(self, past: Any, rows: torch.Tensor) -> SequenceModel:
