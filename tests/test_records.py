@@ -356,7 +356,7 @@ def test_a_directory_whose_beginning_was_killed_is_continued(tmp_path: Path) -> 
     (out / f".tmp-{'a' * 32}").write_text("{")
     stage = prepare(tmp_path / "meds", tmp_path / "meds" / "labels", out, PrepareSettings("x", rare_below=1), INLINE)
     assert not stage.missing()
-    assert {path.name for path in out.iterdir()} == {"data", "entries", "manifest.json"}
+    assert {path.name for path in out.iterdir()} == {"data", "entries", "manifest.json", "run.json"}
     # Killed at the very end, only the scratch folder is left: the next call removes it.
     (out / "scratch").mkdir()
     (out / "scratch" / ".whenwhy").touch()

@@ -135,7 +135,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(small_run: Small
     killed, undisturbed = StageDirectory.open(out), StageDirectory.open(tmp_path / "undisturbed")
     assert killed.entry("fold-1").summary == undisturbed.entry("fold-1").summary
     assert killed.content_sha256() == undisturbed.content_sha256()
-    assert sorted(path.name for path in out.iterdir()) == ["data", "entries", "manifest.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["data", "entries", "manifest.json", "run.json"]
 
 
 def test_going_on_does_not_begin_again(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
