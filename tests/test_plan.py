@@ -12,7 +12,7 @@ import pytest
 
 from conftest import INLINE, SmallRun
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
-from whenwhy.attribution.plan import Plan, plan
+from whenwhy.attribution.plan import foretold, plan
 from whenwhy.engine import Workers
 from whenwhy.errors import UserError
 from whenwhy.events.sequences import PrepareSettings, prepare
@@ -29,7 +29,7 @@ def test_a_plan_counts_what_the_run_has(
     small_run: SmallRun, tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    found = plan(small_run.sequences, small_run.model, AttributeSettings(), workers, seconds=0.5)
+    found = plan(small_run.sequences, small_run.model, AttributeSettings(), workers, seconds=600)  # whole shards
     made = StageDirectory.open(small_run.attributions)
     told = [made.entry(name).summary for name in made.shards]
     assert found.n_predictions == sum(one["n_predictions"] for one in told)
@@ -41,15 +41,23 @@ def test_a_plan_counts_what_the_run_has(
     assert not list(tmp_path.iterdir())  # nothing is left
 
 
-def test_more_work_is_planned_longer(small_run: SmallRun, tmp_path: Path) -> None:
-    """Thirty times as many draws: what passes before the first shard left aside, many times as long."""
-
-    def busy(samples: int) -> float:
-        settings = AttributeSettings("shapley", options={"samples": samples, "players": "features"})
-        found: Plan = plan(small_run.sequences, small_run.model, settings, INLINE, seconds=0.2)
-        return found.seconds - found.once
-
-    assert busy(240) > 4 * busy(8)
+def test_a_plan_grows_with_steps_and_shrinks_with_workers_but_not_below_the_largest_shard() -> None:
+    timed = [
+        {"reading": 1.0, "seconds": 8.0, "steps": 80, "predictions": 8, "bytes": 800, "peak": 10**8},
+        {"reading": 3.0, "seconds": 12.0, "steps": 120, "predictions": 12, "bytes": 1200, "peak": 3 * 10**8},
+    ]
+    shards = [{"n_steps": 90, "n_predictions": 10}] * 6 + [
+        {"n_steps": 300, "n_predictions": 100},
+        {"n_steps": 0, "n_predictions": 0},
+    ]
+    one, two, many = (foretold(timed, shards, workers, 5.0) for workers in (1, 2, 100))
+    assert one.seconds == 5 + 0.1 * 1000 + 2 * 7  # a tenth of a second a step, two seconds a shard that has any
+    assert two.seconds == 5 + (0.1 * 1000 + 2 * 7) / 2
+    assert many.seconds == 5 + 0.1 * 400 + 2
+    assert {(found.disk_bytes, found.worker_bytes, found.n_timed) for found in (one, two, many)} == {
+        (10_000, 3 * 10**8, 20)
+    }
+    assert (one.n_predictions, one.n_shards, many.n_workers) == (160, 8, 100)
 
 
 def test_a_plan_refuses_what_the_run_would(small_run: SmallRun) -> None:

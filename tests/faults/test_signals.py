@@ -45,6 +45,12 @@ except Stopped as stopped:
 """
 
 
+def slow(folder: Path, seconds: int, workers: str) -> subprocess.Popen[str]:
+    """The stage, under way."""
+    command = [sys.executable, "-c", SLOW, str(folder), str(seconds), workers]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 def waited(folder: Path, pattern: str, number: int) -> None:
     """Returns when so many files are there."""
     for _ in range(6000):
@@ -56,9 +62,7 @@ def waited(folder: Path, pattern: str, number: int) -> None:
 
 @pytest.mark.parametrize("workers", ["inline", "ray"])
 def test_shards_under_way_end_and_no_other_begins(tmp_path: Path, workers: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(tmp_path), "1", workers], stdout=subprocess.PIPE, text=True
-    ) as running:
+    with slow(tmp_path, 1, workers) as running:
         waited(tmp_path, "begun-*", 2)
         running.send_signal(signal.SIGTERM)
         told, _ = running.communicate(timeout=60)
@@ -69,9 +73,7 @@ def test_shards_under_way_end_and_no_other_begins(tmp_path: Path, workers: str) 
 
 @pytest.mark.parametrize("workers", ["inline", "ray"])
 def test_a_second_signal_drops_what_is_under_way(tmp_path: Path, workers: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(tmp_path), "300", workers], stdout=subprocess.PIPE, text=True
-    ) as running:
+    with slow(tmp_path, 300, workers) as running:
         waited(tmp_path, "begun-*", 1)
         running.send_signal(signal.SIGTERM)
         time.sleep(0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -12,14 +11,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from method_laws.test_laws import SIZE, cohort, everything, population
+from test_precision import MODELS
 from whenwhy.attribution import attribute, paths, quick_recurrences
 from whenwhy.attribution.quick_recurrences import QuickRecurrences
 from whenwhy.attribution.recurrences import GRU, LSTM
 from whenwhy.attribution.walks import Walk
 from whenwhy.events.sequence_batch import EVENTS, STATIC, SequenceBatch
-from whenwhy.models.ensemble import Ensemble
 from whenwhy.models.recurrent import RecurrentClassifier
-from whenwhy.models.retain import Retain
 from whenwhy.models.sequence_model import Embedded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,17 +149,6 @@ def test_the_way_back_is_gone_once(always: None) -> None:
     torch.autograd.grad(states.sum(), x, retain_graph=True)
     with pytest.raises(RuntimeError, match="goes back once"):
         torch.autograd.grad(states.sum(), x)
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "gru": lambda: RecurrentClassifier(SIZE, 8),
-    "lstm": lambda: RecurrentClassifier(SIZE, 8, cell="lstm", layers=2, pooling="mean"),
-    "bidirectional": lambda: RecurrentClassifier(SIZE, 8, bidirectional=True, pooling="max"),
-    "dot": lambda: RecurrentClassifier(SIZE, 8, pooling="dot"),
-    "additive": lambda: RecurrentClassifier(SIZE, 8, cell="lstm", pooling="additive"),
-    "retain": lambda: Retain(SIZE, 8),
-    "ensemble": lambda: Ensemble(lambda: RecurrentClassifier(SIZE, 8), 2),
-}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from whenwhy.attribution.question import Contributions, PerValue
+from whenwhy.attribution.contributions import Contributions, PerValue
 from whenwhy.models.sequence_model import Embedded
 
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from whenwhy.attribution.attribute import TOLERANCE, fitted_on, require_fitted
 from whenwhy.attribution.baselines import Given
-from whenwhy.attribution.question import PerValue, Question
+from whenwhy.attribution.contributions import PerValue
+from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Fitted, method_named
 from whenwhy.attribution.targets import Target
 from whenwhy.errors import UserError
@@ -135,14 +136,13 @@ class DenseQuestion(Question):
     @cached_property
     def _of_baseline(self) -> torch.Tensor:
         """What the function returns of the baselines; of zeros, which are all alike, it is asked once."""
-        baseline = self.baseline[EVENTS]
-        alike = not self.given.embedded and len(baseline) > 0
+        baseline, like = self.baseline[EVENTS], self._of_record
         with torch.no_grad():
-            outputs = self._function(baseline[:1]) if alike else self._function(baseline)
-            like = self._of_record
-            if alike and outputs.shape == (1, *like.shape[1:]):
-                return outputs.expand_as(like)
-            return self._function(baseline) if alike else outputs
+            if not self.given.embedded and len(baseline):
+                one = self._function(baseline[:1])
+                if one.shape == (1, *like.shape[1:]):  # some functions leave out an axis of one patient
+                    return one.expand_as(like)
+            return self._function(baseline)
 
     @cached_property
     def score(self) -> torch.Tensor:

@@ -14,8 +14,9 @@ from functools import cached_property
 
 import torch
 
+from whenwhy.attribution.contributions import Contributions
 from whenwhy.attribution.gradients import recurrence_with_gradients
-from whenwhy.attribution.question import NO_GRADIENT, Contributions, Question
+from whenwhy.attribution.question import NO_GRADIENT, Question
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import EVENTS
 from whenwhy.models.sequence_model import Embedded, not_dense

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 
 from whenwhy.attribution.attribute_shards import AttributeSettings, AttributeShard, begun, explaining, shard_files
 from whenwhy.engine import Workers, kept_pool, run
+from whenwhy.engine.memory import peak_bytes
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequence_directory import TABLE
@@ -96,8 +97,7 @@ class TimedShard:
                         "steps": int(whole.n_steps[rows].sum()) + len(rows),
                         "predictions": len(rows),
                         "bytes": sum(told["bytes"] for told in stage.entry(key).files.values()),
-                        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                        * (1 if sys.platform == "darwin" else 1024),
+                        "peak": peak_bytes(),
                     }
                 )
             )
@@ -157,20 +157,39 @@ def plan(
             once = time.monotonic() - clock
             run(task, spread, stage="plan", unit="predictions", pool=pool)
         timed: list[Json] = [json.loads((times / f"{name}.json").read_text()) for name in spread]
-    steps = sum(one["steps"] for one in timed)
-    every = sum(one["n_steps"] + one["n_predictions"] for one in told.values())
-    each = sum(one["seconds"] for one in timed) / steps  # a step, on one worker
-    reading = sum(one["reading"] for one in timed) / len(timed)
     n_workers = 1 if workers.inline else workers.count or at_once
-    largest = max(one["n_steps"] + one["n_predictions"] for one in told.values())
-    busy = max((each * every + reading * len(some)) / n_workers, each * largest + reading)
+    return foretold(timed, list(told.values()), n_workers, once)
+
+
+def foretold(timed: Sequence[Json], shards: Sequence[Json], n_workers: int, once: float) -> Plan:
+    """The plan of a run of these shards, from what some took.
+
+    Time and bytes are those of the timed steps, as often as there are steps; every shard is read whole, and the largest
+    one by a single worker.
+
+    Args:
+        timed: as `TimedShard` tells; shards: the summaries of all.
+        once: seconds before the first shard begins.
+
+    Example:
+        >>> took = {"reading": 1.0, "seconds": 10.0, "steps": 100, "predictions": 20, "bytes": 5_000, "peak": 2 * 10**8}
+        >>> found = foretold([took], [{"n_steps": 180, "n_predictions": 20}] * 4, n_workers=2, once=6.0)
+        >>> found.seconds, found.disk_bytes
+        (48.0, 40000.0)
+    """
+    steps = sum(one["steps"] for one in timed)
+    each = [one["n_steps"] + one["n_predictions"] for one in shards]
+    a_step = sum(one["seconds"] for one in timed) / steps
+    reading = sum(one["reading"] for one in timed) / len(timed)
+    some = sum(size > 0 for size in each)
+    busy = max((a_step * sum(each) + reading * some) / n_workers, a_step * max(each) + reading)
     return Plan(
-        sum(one["n_predictions"] for one in told.values()),
-        len(sequences.shards),
+        sum(one["n_predictions"] for one in shards),
+        len(shards),
         n_workers,
         once + busy,
         once,
-        sum(one["bytes"] for one in timed) / steps * every,
+        sum(one["bytes"] for one in timed) / steps * sum(each),
         max(one["peak"] for one in timed),
         sum(one["predictions"] for one in timed),
     )
@@ -189,34 +208,12 @@ def plan_sentence(found: Plan, method: str) -> str:
 
     Example:
         >>> plan_sentence(Plan(1_000_000, 500, 8, 8130.0, 20.0, 5e9, 900_000_000, 4096), "shapley")
-        'shapley of 1,000,000 predictions (500 shards) with 8 workers: about 2 h 16 min, 5.0 GB on disk, 0.9 GB of memory a worker (4,096 predictions were timed)'
+        'shapley of 1,000,000 predictions (500 shards) with 8 workers: about 2:15:30 hours, 5.0 GB on disk, 900.0 MB of memory a worker (4,096 predictions were timed)'
     """
     workers = "1 worker" if found.n_workers == 1 else f"{found.n_workers:,} workers"
     return (
         f"{method} of {found.n_predictions:,} predictions ({found.n_shards:,} shards) with {workers}: about "
-        f"{duration(found.seconds)}, {size(found.disk_bytes)} on disk, {size(found.worker_bytes)} of memory a worker "
+        f"{timedelta(seconds=round(found.seconds))} hours, {decimal(round(found.disk_bytes))} on disk, "
+        f"{decimal(found.worker_bytes)} of memory a worker "
         f"({found.n_timed:,} predictions were timed)"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    Example:
-        >>> duration(42), duration(600), duration(8130)
-        ('42 s', '10 min', '2 h 16 min')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(number: float) -> str:
-    """Bytes for people.
-
-    Example:
-        >>> size(2_500_000), size(5e9)
-        ('2.5 MB', '5.0 GB')
-    """
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 / 2 else f"{number / 1e6:.1f} MB"

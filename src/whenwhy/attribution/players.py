@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from whenwhy.attribution.question import Contributions, Question
+from whenwhy.attribution.contributions import Contributions
+from whenwhy.attribution.question import Question
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.hashing import mixed
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any, cast
@@ -13,7 +12,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from whenwhy.attribution.baselines import EMPTY, REFERENCE, Given, Population, first_layer_rows, given_baseline
+from whenwhy.attribution.baselines import EMPTY, REFERENCE, Given, Population, given_baseline
+from whenwhy.attribution.contributions import Contributions, PerValue, Values
 from whenwhy.attribution.draws import Draws
 from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.quick_recurrences import QuickRecurrences
@@ -23,49 +23,14 @@ from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, SequenceBatch
 from whenwhy.models.bag_classifier import Classifier
 from whenwhy.models.sequence_model import Embedded, RestartingModel, SequenceModel, classes_of, logits_of
-from whenwhy.schema import EVERYTHING_ABSENT
 
 #: Nodes or draws that share one flat batch, so that memory does not grow with their number.
 AT_ONCE = 8
 
-#: Rows of a first layer that are looked at together.
-TABLE_ROWS_AT_ONCE = 8192
-
 #: The most steps that a model may read for one record: minutes on one core. Beyond are hours, or years.
 MOST_STEPS = 1 << 30
 
-#: A number a value of a stream: [value].
-PerValue = dict[str, torch.Tensor]
-
 NO_GRADIENT = "The model's score has no gradient: use a method that needs none, such as occlusion."
-
-
-@dataclass(frozen=True)
-class Values:
-    """Where the values of a stream stand.
-
-    Attributes:
-        patient, step: [value] int64; step is 0 for static values.
-        id: [value] feature value.
-    """
-
-    patient: torch.Tensor
-    step: torch.Tensor
-    id: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Contributions:
-    """A number for each value, and for what is absent.
-
-    Attributes:
-        values: a tensor [value] a stream, in the order of the batch's.
-        absent: of everything that a step does not record and the baseline does, events [patient, step],
-            static [patient]; empty where the baseline records nothing.
-    """
-
-    values: PerValue
-    absent: Embedded
 
 
 class Question:
@@ -377,28 +342,6 @@ class Question:
         for part in found.absent.values():
             total += part.double().flatten(1).sum(1) if part.ndim > 1 else part.double()
         return total
-
-    @cached_property
-    def table_squares(self) -> dict[str, torch.Tensor]:
-        """W^T W of each stream's first layer W [feature value, width], float64 [width, width].
-
-        The feature value "everything absent" is never recorded, so it is in no sum.
-
-        Raises:
-            UserError: the model averages the values of a step.
-        """
-        if getattr(self.model, "mean", False):
-            raise UserError(
-                "The model averages the values of a step, so values that are not recorded have no weight in it: "
-                "use a method without noise in them, such as integrated_gradients."
-            )
-        device, size = self.lengths.device, self.model.vocabulary_size
-        found: dict[str, torch.Tensor] = {}
-        for name in self.batch.streams:
-            for ids in torch.arange(EVERYTHING_ABSENT + 1, size, device=device).split(TABLE_ROWS_AT_ONCE):
-                rows = first_layer_rows(self.model, name, ids).double()  # [value, width]
-                found[name] = found.get(name, 0) + rows.T @ rows
-        return found
 
     def beside_reference(self, draw: int) -> Question:
         """The same records beside another reference record each, a new one a draw.

@@ -14,7 +14,7 @@ from whenwhy.errors import UserError, unknown_name
 if TYPE_CHECKING:
     import torch
 
-    from whenwhy.attribution.question import Contributions
+    from whenwhy.attribution.contributions import Contributions
     from whenwhy.models.sequence_model import Embedded
 
 #: What a method may promise; `tests/method_laws/` has one test for each.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 
 #: mallopt's numbers of two settings of the GNU C library.
@@ -10,6 +11,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 #: Arrays up to this size are cut from memory that the process keeps; so much of it may lie free at its end.
 KEPT_ARRAY_BYTES, KEPT_FREE_BYTES = 1 << 25, 1 << 28
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever had.
+
+    Example:
+        >>> peak_bytes() > 1_000_000
+        True
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> bool:

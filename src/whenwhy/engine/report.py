@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from whenwhy.engine.memory import peak_bytes
 from whenwhy.engine.progress import console
 from whenwhy.working_folder import fsync, temporary_name
 
@@ -73,7 +73,7 @@ def reported(path: Path) -> Iterator[Report]:
                 "began": began.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - clock, 3),
                 "ended": ended,
-                "driver_peak_bytes": _peak(),
+                "driver_peak_bytes": peak_bytes(),
                 "passes": report.passes,
             }
             try:
@@ -114,8 +114,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _peak() -> int:
-    """The most bytes of memory that this process had; Ray's workers are no children of it."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

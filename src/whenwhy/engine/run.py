@@ -139,7 +139,6 @@ def run(
     workers: Workers | None = None,
     pool: Pool | None = None,
     finished: int = 0,
-    _alone: bool = False,
 ) -> None:
     """Every shard in `keys` done by `task`; `finished` others were done before.
 
@@ -166,13 +165,20 @@ def run(
         return
     if pool is None:
         with kept_pool(workers or Workers(), len(keys)) as own:
-            run(task, keys, stage=stage, unit=unit, pool=own, finished=finished, _alone=True)
+            _pass(task, keys, Progress(stage, total=finished + len(keys), unit=unit, finished=finished), own)
         return
+    asked = _pass(task, keys, Progress(stage, total=finished + len(keys), unit=unit, finished=finished), pool)
+    if asked:  # after this pass, others may follow with the pool
+        raise Stopped(f"{stage} was the last that ended before the stop: run the same command again to continue.")
+
+
+def _pass(task: Task, keys: Sequence[str], progress: Progress, pool: Pool) -> bool:
+    """The keys done by a pool; whether a stop was asked for when all had been done."""
+    stage = progress.stage
     pool.begin(task)
     waiting = deque(keys)
     attempts: Counter[str] = Counter()
     quarantined: dict[str, Exception] = {}
-    progress = Progress(stage, total=finished + len(keys), unit=unit, finished=finished)
     with (
         stopping_on_signal(pool.here) as stopping,
         suppress(TimeIsUp),
@@ -196,8 +202,7 @@ def run(
                 else:
                     quarantined[key] = outcome
                     console.print(f"{stage}: {key} is quarantined after {MAX_ATTEMPTS} attempts: {outcome!r}")
-    # Of several passes with one pool others may follow.
-    if stopping.asked and (progress.finished < progress.total or not _alone):
+    if stopping.asked and progress.finished < progress.total:
         raise Stopped(
             f"{stage} was stopped when {progress.finished} of {progress.total} entries were finished: run the same command "
             "again to continue."
@@ -209,6 +214,7 @@ def run(
             f"{stage}: {len(quarantined)} of {len(keys)} entries failed {MAX_ATTEMPTS} times ({names}; "
             f"{type(first).__name__}: {first}): the others are kept; mend the cause and run the same command again."
         )
+    return stopping.asked
 
 
 @contextmanager

@@ -126,8 +126,7 @@ class RecurrentClassifier(BagClassifier):
         if self.not_causal:
             return super().step_outputs(embedded, lengths)
         states = self._states(embedded, lengths)
-        pooled = self._pooled_prefixes(states, states[:, 1:])  # [patient, step, width]
-        return self._read(pooled, embedded[STATIC].unsqueeze(1).expand(-1, pooled.shape[1], -1))
+        return self._read_prefixes(states, states[:, 1:], embedded[STATIC])
 
     def prefix_logits(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """As `step_logits`, of which each has a gradient in its last step's state, not in earlier ones and static values.
@@ -138,8 +137,7 @@ class RecurrentClassifier(BagClassifier):
         if self.not_causal:
             return super().step_logits(embedded, lengths)
         states = self._states(embedded, lengths)
-        pooled = self._pooled_prefixes(states.detach(), states[:, 1:])
-        return class_logits(self._read(pooled, embedded[STATIC].detach().unsqueeze(1).expand(-1, pooled.shape[1], -1)))
+        return class_logits(self._read_prefixes(states.detach(), states[:, 1:], embedded[STATIC].detach()))
 
     def own_step_logits(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
         """The logits of the record cut after each step, as a function of that step alone [..., patient, step, class].
@@ -155,9 +153,7 @@ class RecurrentClassifier(BagClassifier):
         """
         if self.not_causal:
             return super().step_outputs(before, before[STATIC])
-        states, ends = self._own(before, own)
-        pooled = self._pooled_prefixes(states, ends)
-        return class_logits(self._read(pooled, before[STATIC].unsqueeze(1).expand_as(ends)))
+        return class_logits(self._read_prefixes(*self._own(before, own), before[STATIC]))
 
     def own_states(self, before: Embedded, own: torch.Tensor) -> torch.Tensor:
         """The last layer's states after each step, as a function of that step alone [..., patient, step, width]."""
@@ -226,6 +222,15 @@ class RecurrentClassifier(BagClassifier):
 
     def _read(self, pooled: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
         return self._told(torch.cat([pooled, static], dim=-1))
+
+    def _read_prefixes(self, states: torch.Tensor, ends: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
+        """The outputs of the record cut after each step [..., patient, step, output]; arguments as of `_pooled_prefixes`.
+
+        Args:
+            static: [patient, hidden].
+        """
+        pooled = self._pooled_prefixes(states, ends)
+        return self._read(pooled, static.unsqueeze(1).expand(*pooled.shape[:-1], -1))
 
     def _states(self, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """The start and the states after each step [patient, 1 + step, width]."""

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from whenwhy.attribution.contributions import Contributions
 from whenwhy.attribution.gradients import recurrence_with_gradients
 from whenwhy.attribution.masks import PRESERVATION, SQUARED, MaskGame, descend, objective_of, shown
 from whenwhy.attribution.methods.extremal_mask import extremal_mask
-from whenwhy.attribution.question import Contributions, Question
+from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, Fitted, method
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC

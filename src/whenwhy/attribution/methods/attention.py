@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from whenwhy.attribution.question import Contributions, Question
+from whenwhy.attribution.contributions import Contributions
+from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import NOTHING, Explanation, method
 from whenwhy.attribution.targets import UNIT
 from whenwhy.errors import UserError

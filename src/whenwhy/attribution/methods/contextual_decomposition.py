@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from whenwhy.attribution.contributions import Contributions
 from whenwhy.attribution.decomposition import decomposed_scores
-from whenwhy.attribution.question import Contributions, Question
+from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
 from whenwhy.errors import unknown_name
 from whenwhy.events.sequence_batch import EVENTS, STATIC

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from whenwhy.attribution.contributions import Contributions
 from whenwhy.attribution.methods.layerwise_relevance import Relevance, bias_share, relevance
-from whenwhy.attribution.question import Contributions, Question
+from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
 from whenwhy.errors import UserError
 

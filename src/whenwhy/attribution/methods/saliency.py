@@ -5,7 +5,8 @@ Simonyan, Vedaldi and Zisserman, "Deep inside convolutional networks", arXiv 131
 
 from __future__ import annotations
 
-from whenwhy.attribution.question import Contributions, Question
+from whenwhy.attribution.contributions import Contributions
+from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import NOTHING, Explanation, method
 
 

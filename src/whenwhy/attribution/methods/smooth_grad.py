@@ -10,11 +10,16 @@ from collections.abc import Iterator
 import torch
 
 from whenwhy.attribution.averages import Average
+from whenwhy.attribution.baselines import first_layer_rows
 from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import EVENTS, STATIC
 from whenwhy.models.sequence_model import Embedded
+from whenwhy.schema import EVERYTHING_ABSENT
+
+#: Rows of a first layer that are looked at together.
+ROWS_AT_ONCE = 8192
 
 #: The streams of random numbers.
 STREAMS = {EVENTS: 0, STATIC: 1}
@@ -53,7 +58,7 @@ def noisy(question: Question, samples: int, sigma: float) -> Iterator[Embedded]:
     """The records' embeddings with noise, one sample at a time; padding has none."""
     question.require_finite()  # a first layer that is no number has no root
     # The root that is symmetric is the only one of its kind, so every device draws the same noise.
-    roots = {name: symmetric_root(square) for name, square in question.table_squares.items()}
+    roots = {name: symmetric_root(square) for name, square in table_squares(question).items()}
     true = question.true_steps
     for sample in range(samples):
         found = {}
@@ -66,6 +71,29 @@ def noisy(question: Question, samples: int, sigma: float) -> Iterator[Embedded]:
                 noise = noise * true.view(*true.shape, *[1] * (record.ndim - 2))
             found[name] = record + noise
         yield found
+
+
+def table_squares(question: Question) -> dict[str, torch.Tensor]:
+    """W^T W of each stream's first layer W [feature value, width], float64 [width, width].
+
+    The feature value "everything absent" is never recorded, so it is in no sum.
+
+    Raises:
+        UserError: the model averages the values of a step.
+    """
+    model = question.model
+    if getattr(model, "mean", False):
+        raise UserError(
+            "The model averages the values of a step, so values that are not recorded have no weight in it: "
+            "use a method without noise in them, such as integrated_gradients."
+        )
+    found: dict[str, torch.Tensor] = {}
+    for name in question.batch.streams:
+        every = torch.arange(EVERYTHING_ABSENT + 1, model.vocabulary_size, device=question.lengths.device)
+        for ids in every.split(ROWS_AT_ONCE):
+            rows = first_layer_rows(model, name, ids).double()  # [value, width]
+            found[name] = found.get(name, 0) + rows.T @ rows
+    return found
 
 
 def symmetric_root(square: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from whenwhy.attribution.averages import Average
-from whenwhy.attribution.question import PerValue, Question
+from whenwhy.attribution.contributions import PerValue
+from whenwhy.attribution.question import Question
 from whenwhy.attribution.registry import Explanation, method
 from whenwhy.errors import UserError
 from whenwhy.events.hashing import GAMMA, mixed
