@@ -15,11 +15,15 @@ KEYS = {
         "gradient_share_of_torch", "bag_values_per_second", "prefixes_speedup", "shapley_vs_timeshap",
         "amortised_speedup",
     },
+    "engine": {
+        "end_to_end_share_gradient", "end_to_end_share_ig", "two_worker_speedup", "resume_seconds_1000_shards",
+        "driver_memory_growth",
+    },
     "ingest": {"prepare_vs_duckdb", "reader_vs_gru", "memory_growth", "synthetic_events_per_second"},
 }  # fmt: skip
 
 #: Figures that may have either sign.
-SIGNED = {"attribution": {"amortised_auprc_gap"}}
+SIGNED = {"attribution": {"amortised_auprc_gap"}, "engine": {"plan_error"}}
 
 #: Figures that are None where Captum is not installed.
 MAY_BE_NONE = {"attribution": {"ig_vs_captum_equal_nodes", "ig_vs_captum_equal_residual", "memory_vs_captum"}}

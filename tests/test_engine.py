@@ -6,13 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from whenwhy.engine import Workers, run
+from whenwhy.engine import Workers, kept_pool, reported, run
+from whenwhy.engine.schedule import SLOW_SECONDS, SLOW_TIMES, Schedule
 from whenwhy.errors import UserError
 
 BOTH = [pytest.param(Workers(inline=True), id="inline"), pytest.param(Workers(count=2), id="ray")]
@@ -20,12 +25,17 @@ BOTH = [pytest.param(Workers(inline=True), id="inline"), pytest.param(Workers(co
 
 @dataclass(frozen=True)
 class Note:
-    """Writes down who did a key; `poison` fails, `deadly` kills its worker once, `wrong` is bad input."""
+    """Writes down who did a key; `poison` fails, `deadly` kills its worker once, `killers` each time, `wrong` is bad input.
+
+    The first worker that gets `slow` never ends.
+    """
 
     folder: str
     poison: str = ""
     deadly: str = ""
     wrong: str = ""
+    killers: tuple[str, ...] = ()
+    slow: str = ""
 
     def start(self) -> Callable[[str], int]:
         folder = Path(self.folder)
@@ -39,6 +49,11 @@ class Note:
             if key == self.deadly and not (folder / "died").exists():
                 (folder / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if key in self.killers:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if key == self.slow and not (folder / "slow").exists():
+                (folder / "slow").touch()
+                time.sleep(3600)
             with (folder / f"done-{key}").open("a") as file:
                 file.write(f"{os.getpid()}\n")
             return 1
@@ -79,6 +94,114 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     run(Note(str(tmp_path), deadly="03"), keys, stage="note", unit="notes", workers=Workers(count=2))
     assert (tmp_path / "died").exists()
     assert done(tmp_path) == keys
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_shards_that_kill_their_workers_are_quarantined(tmp_path: Path, count: int) -> None:
+    keys = [f"{i:02d}" for i in range(6)]
+    killers = ("00", "03", "05")
+    with pytest.raises(UserError, match=r"3 of 6 entries failed 3 times \(00, 03, 05; "):
+        run(Note(str(tmp_path), killers=killers), keys, stage="note", unit="notes", workers=Workers(count=count))
+    assert done(tmp_path) == ["01", "02", "04"]
+
+
+def test_workers_that_only_die_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whenwhy.engine.ray_pool.MOST_DEATHS_IN_A_ROW", 3)
+    keys = [f"{i:02d}" for i in range(6)]
+    with pytest.raises(UserError, match="workers died 4 times without a shard finished between"):
+        run(Note(str(tmp_path), killers=tuple(keys)), keys, stage="note", unit="notes", workers=Workers(count=1))
+
+
+def test_a_slow_worker_does_not_hold_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shard is given to an idle one, once the others are done; then the pool goes on with new workers."""
+    monkeypatch.setattr("whenwhy.engine.schedule.SLOW_SECONDS", 0.5)
+    keys = [f"{i:02d}" for i in range(6)]
+    with kept_pool(Workers(count=2)) as pool, reported(tmp_path) as report:
+        run(Note(str(tmp_path), slow="01"), keys, stage="note", unit="notes", pool=pool, publishes=True)
+        run(Note(str(tmp_path)), ["x", "y"], stage="note", unit="notes", pool=pool)
+    assert done(tmp_path) == [*keys, "x", "y"]
+    assert (tmp_path / "slow").exists()
+    assert report.passes[0]["given_twice"] == ["01"]
+    assert len({(tmp_path / f"done-{key}").read_text() for key in ("x", "y")}) <= 2
+
+
+class Steps:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(st.data())
+def test_every_key_of_a_schedule_is_settled_once(data: st.DataObject) -> None:
+    """Whatever fails, is slow or comes late: each key is done, or quarantined after three failures, never both."""
+    keys = [str(at) for at in range(data.draw(st.integers(1, 5)))]
+    workers = data.draw(st.integers(1, 3))
+    clock = Steps()
+    schedule = Schedule(keys, doubles=data.draw(st.booleans()), clock=clock)
+    under_way: list[str] = []
+    finished: Counter[str] = Counter()
+    quarantined: Counter[str] = Counter()
+    while schedule.open:
+        while len(under_way) < workers and (key := schedule.next()) is not None:
+            under_way.append(key)
+        assert under_way
+        assert max(Counter(under_way).values()) <= 2
+        clock.now += data.draw(st.sampled_from([1.0, 100.0]))
+        key = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
+        if data.draw(st.booleans()):
+            finished[key] += schedule.done(key)
+        else:
+            quarantined[key] += schedule.failed(key, ValueError())
+    assert all(finished[key] + quarantined[key] == 1 for key in keys)
+    assert set(schedule.quarantined) == {key for key in keys if quarantined[key]}
+    assert all(schedule.attempts[key] >= 3 for key in schedule.quarantined)
+
+
+def test_only_a_slow_key_is_given_twice_and_only_if_it_may_be() -> None:
+    for doubles, expected in ((True, "b"), (False, None)):
+        clock = Steps()
+        schedule = Schedule(["a", "b"], doubles=doubles, clock=clock)
+        assert (schedule.next(), schedule.next()) == ("a", "b")
+        assert schedule.next() is None
+        clock.now = 2
+        schedule.done("a")
+        clock.now = SLOW_TIMES * 2 + SLOW_SECONDS
+        assert schedule.next() is None
+        clock.now += 0.1
+        assert schedule.next() == expected
+        assert schedule.next() is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.integers(0, 8)), min_size=1, max_size=4),
+    st.one_of(st.none(), st.integers(1, 64)),
+    st.one_of(st.none(), st.sampled_from([0.1, 0.25, 0.5, 1.0])),
+    st.integers(1, 8),
+)
+def test_workers_fit_on_the_devices_that_there_are(
+    nodes: list[tuple[int, int]], count: int | None, part: float | None, threads: int
+) -> None:
+    """Each GPU holds whole workers, and all of them together hold the workers that are started."""
+    from whenwhy.engine.ray_pool import shares
+
+    resources = [{"CPU": float(cpu), "GPU": float(gpu)} for cpu, gpu in nodes]
+    gpus = sum(gpu for _, gpu in nodes)
+    asked = Workers(count, gpus_per_worker=part, threads=threads)
+    if part is not None and (not gpus or (count or 0) > gpus * int(1 / part + 1e-6)):
+        with pytest.raises(UserError, match="--gpus-per-worker"):
+            shares(asked, resources, 1000)
+        return
+    made, cpu, gpu = shares(asked, resources, 1000)
+    assert made == count or count is None
+    assert made >= 1
+    if gpus:
+        assert made <= gpus * int(1 / gpu + 1e-6)
+    assert made * cpu <= sum(cpu for cpu, _ in nodes) + 1e-6
+    if count is None and not gpus:
+        assert cpu == threads or made == 1
 
 
 def test_nothing_to_do_starts_nothing(tmp_path: Path) -> None:

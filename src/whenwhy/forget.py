@@ -27,6 +27,7 @@ from whenwhy.attribution.run_summary import residuals
 from whenwhy.errors import UserError
 from whenwhy.events.parquet_files import parquet_files
 from whenwhy.events.sequence_directory import TABLE
+from whenwhy.locations import require_local
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import publish_store
@@ -56,6 +57,8 @@ def forget(subjects: Collection[int], paths: Sequence[Path]) -> list[str]:
     if any(not -(2**63) <= subject < 2**63 for subject in subjects):
         raise UserError("The id of a subject is a whole number of 64 bits: check it.")
     wanted = pa.array(sorted(subjects), pa.int64())
+    for path in paths:
+        require_local(path, "What a patient is removed from")
     kinds = {path: _kind(path) for path in paths}
     stages = [StageDirectory.open(path).require_complete() for path, kind in kinds.items() if kind == "stage"]
     for stage in stages:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from whenwhy.errors import UserError
 from whenwhy.events.prepare_report import prepared_notes
+from whenwhy.locations import is_remote, location
 from whenwhy.shards import StageDirectory
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def information(what: str) -> list[str]:
         from whenwhy.events.sources import registered_sources
 
         return [f"{source.name}: {source.describes}" for source in registered_sources().values()]
-    path = Path(what)
+    path = location(what)
+    if is_remote(path):
+        return _stage(StageDirectory.open(path))
     if (path / "CURRENT").exists():
         return _store(path)
     if (path / "metadata" / "dataset.json").exists():

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whenwhy.errors import UserError
+from whenwhy.locations import (
+    exists,
+    is_remote,
+    local_copy,
+    make_folder,
+    named,
+    names_in,
+    publish_once,
+    read,
+    read_all,
+    replace,
+    require_put_if_absent,
+)
 from whenwhy.schema import FORMAT_VERSION, with_dictionary, with_statistics
-from whenwhy.working_folder import fsync, left_by_us, remove_scratch, remove_temporaries, temporary_name
+from whenwhy.working_folder import left_by_us, remove_scratch, remove_temporaries
 
 Json = dict[str, Any]
 
@@ -42,6 +55,36 @@ def content_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(told: Json) -> bytes:
+    """A manifest's text, with its own checksum.
+
+    Example:
+        >>> unsealed(Path("a.json"), sealed({"rows": 1}))
+        {'rows': 1}
+    """
+    return json.dumps(told | {"sha256": _seal_of(told)}, indent=2).encode()
+
+
+def unsealed(file: Path, content: bytes, mend: str = "remove it, and run the command that wrote it again") -> Json:
+    """What a manifest says, if it says what was written.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        told = json.loads(content)
+        seal = told.pop("sha256")
+    except (ValueError, AttributeError, KeyError, TypeError):
+        seal = None
+    if seal is None or seal != _seal_of(told):
+        raise UserError(f"{file} is damaged (its checksum is not the recorded one): {mend}.")
+    return dict(told)
+
+
+def _seal_of(told: Json) -> str:
+    return hashlib.sha256(canonical(told)).hexdigest()
 
 
 def run_id_of(stage: str, settings: Json, inputs: Json, code_version: str) -> str:
@@ -120,9 +163,11 @@ class StageDirectory:
         }
         started = cls.started(path)
         for folder in (path / "data", path / "entries"):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         if not started:
-            _publish_once(path / "manifest.json", json.dumps(manifest, indent=2).encode())
+            told = sealed(manifest)
+            publish_once(path / "manifest.json", told)
+            require_put_if_absent(path / "manifest.json", told)
         found = cls.open(path)
         if found.run_id != run_id:
             raise UserError(
@@ -138,11 +183,11 @@ class StageDirectory:
         Raises:
             UserError: something else is there.
         """
-        if path.exists() and not path.is_dir():
+        if exists(path) and not (not is_remote(path) and path.is_dir()):
             raise UserError(f"{path} is a file: give --out a directory that is new or holds this very run.")
-        if (path / "manifest.json").exists():
+        if exists(path / "manifest.json"):
             return True
-        if path.is_dir() and not all(left_by_us(item) for item in path.iterdir()):
+        if not all(left_by_us(path / name) for name in names_in(path)):
             raise UserError(f"{path} is not empty and is no whenwhy directory: give --out a new directory.")
         return False
 
@@ -156,26 +201,26 @@ class StageDirectory:
         file = path / "manifest.json"
         wanted = f"a directory that `whenwhy {stage}` wrote" if stage else "a directory that a whenwhy command wrote"
         try:
-            manifest = json.loads(file.read_bytes())
+            manifest = unsealed(file, read(file), f"run the command that wrote {path} into a new directory")
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path} is not {wanted}: there is no {file}.") from None
-        except ValueError:
-            raise UserError(f"{file} is damaged: run the command that wrote {path} into a new directory.") from None
         if manifest.get("format_version", 0) > FORMAT_VERSION:
             raise UserError(f"{path} was written by a newer whenwhy ({manifest['code_version']}): upgrade whenwhy.")
         if stage is not None and manifest["stage"] != stage:
             raise UserError(f"{path} was written by `whenwhy {manifest['stage']}`: name {wanted}.")
         generations: list[Json] = []
-        while (later := path / "generations" / f"{len(generations) + 1}.json").exists():
-            generations.append(json.loads(later.read_bytes()))
+        later = set(names_in(path / "generations"))
+        while (name := f"{len(generations) + 1}.json") in later:
+            file = path / "generations" / name
+            generations.append(unsealed(file, read(file), f"run the commands that wrote {path} into a new directory"))
         return cls(path, manifest, generations)
 
     def extended(self, inputs: Json, shards: Sequence[str], besides: Sequence[str] = ()) -> StageDirectory:
         """The directory with a further generation of entries, made from other inputs; the old ones stay as they are."""
         folder = self.path / "generations"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         told = {"inputs": inputs, "besides": list(besides), "shards": list(shards)}
-        _publish_once(folder / f"{len(self.generations) + 1}.json", json.dumps(told, indent=2).encode())
+        publish_once(folder / f"{len(self.generations) + 1}.json", sealed(told))
         return StageDirectory.open(self.path)
 
     @property
@@ -202,18 +247,20 @@ class StageDirectory:
         """One finished entry's manifest."""
         file = self.path / "entries" / f"{name}.json"
         try:
-            told = json.loads(file.read_bytes())
+            told = unsealed(file, read(file))
         except FileNotFoundError:
             stage = self.manifest["stage"]
             raise UserError(f"{self.path} is unfinished ('{name}' is missing): run `whenwhy {stage}` again.") from None
         return Entry(name, told["files"], told["summary"])
 
     def has(self, name: str) -> bool:
-        return (self.path / "entries" / f"{name}.json").exists()
+        return exists(self.path / "entries" / f"{name}.json")
 
     def missing(self) -> list[str]:
         """The needed entries that are not finished yet."""
-        return [name for name in self.needs if not self.has(name)]
+        # An entry's manifest appears in the listing whole or not at all.
+        finished = set(names_in(self.path / "entries"))
+        return [name for name in self.needs if f"{name}.json" not in finished]
 
     def require_complete(self) -> StageDirectory:
         """Itself, if every needed entry is there."""
@@ -231,12 +278,17 @@ class StageDirectory:
         return self._hash_of(self.needs)
 
     def _hash_of(self, names: Sequence[str]) -> str:
-        contents = {name: {file: told["sha256"] for file, told in self.entry(name).files.items()} for name in names}
+        files = [self.path / "entries" / f"{name}.json" for name in names]
+        manifests = read_all(files)
+        contents = {
+            name: {file: told["sha256"] for file, told in unsealed(at, manifest)["files"].items()}
+            for name, at, manifest in zip(names, files, manifests, strict=True)
+        }
         return hashlib.sha256(canonical(contents)).hexdigest()
 
     def as_input(self) -> Json:
         """What a later stage records of this one: everything that it holds now."""
-        return {"path": str(self.path.resolve()), "run_id": self.run_id, "sha256": self.content_sha256()}
+        return {"path": named(self.path), "run_id": self.run_id, "sha256": self.content_sha256()}
 
     def as_growing_input(self) -> Json:
         """What a stage that works shard by shard records: what was there first.
@@ -246,8 +298,8 @@ class StageDirectory:
         """
         self.require_complete()
         file = self.path / _FIRST
-        first = json.loads(file.read_bytes())["sha256"] if file.exists() else self._first_sha256()
-        return {"path": str(self.path.resolve()), "run_id": self.run_id, "sha256": first}
+        first = unsealed(file, read(file))["first"] if exists(file) else self._first_sha256()
+        return {"path": named(self.path), "run_id": self.run_id, "sha256": first}
 
     def _first_sha256(self) -> str:
         return self._hash_of([*self.manifest["besides"], *self.manifest["shards"]])
@@ -259,17 +311,12 @@ class StageDirectory:
         """
         first = self.path / _FIRST
         if not first.exists():
-            _publish_once(first, json.dumps({"sha256": self._first_sha256()}).encode())
+            publish_once(first, sealed({"first": self._first_sha256()}))
         before = self.entry(name)
         told = self._written(files)
         kept = {file: said for file, said in before.files.items() if file not in told}
         manifest = {"run_id": self.run_id, "name": name, "files": kept | told, "summary": summary}
-        entry = self.path / "entries" / f"{name}.json"
-        temporary = entry.parent / temporary_name()
-        temporary.write_bytes(json.dumps(manifest, indent=2).encode())
-        fsync(temporary)
-        os.replace(temporary, entry)
-        fsync(entry.parent)
+        replace(self.path / "entries" / f"{name}.json", sealed(manifest))
         self.sweep()
 
     def sweep(self) -> None:
@@ -277,7 +324,7 @@ class StageDirectory:
         used = {
             str(told["file"])
             for entry in (self.path / "entries").glob("*.json")
-            for told in json.loads(entry.read_bytes())["files"].values()
+            for told in unsealed(entry, entry.read_bytes())["files"].values()
         }
         for file in (self.path / "data").iterdir():
             if file.name not in used:
@@ -294,35 +341,19 @@ class StageDirectory:
         overwritten, so a late duplicate cannot win.
         """
         manifest = {"run_id": self.run_id, "name": name, "files": self._written(files), "summary": summary or {}}
-        return _publish_once(self.path / "entries" / f"{name}.json", json.dumps(manifest, indent=2).encode())
+        return publish_once(self.path / "entries" / f"{name}.json", sealed(manifest))
 
     def _written(self, files: Mapping[str, pa.Table | bytes]) -> dict[str, Json]:
         """What an entry's manifest says of these files, once they are safely on disk."""
         told: dict[str, Json] = {}
         for file, content in files.items():
-            temporary = self.path / "data" / temporary_name()
-            try:
-                if isinstance(content, pa.Table):
-                    pq.write_table(
-                        content,
-                        temporary,
-                        compression="zstd",
-                        row_group_size=1 << 17,
-                        use_dictionary=with_dictionary(content.schema),
-                        write_statistics=with_statistics(content.schema),
-                    )
-                    extension, rows = ".parquet", content.num_rows
-                else:
-                    temporary.write_bytes(content)
-                    extension, rows = Path(file).suffix, None
-                fsync(temporary)
-                sha256 = content_sha256(temporary)
-                size = temporary.stat().st_size
-                os.replace(temporary, self.path / "data" / f"{sha256}{extension}")
-            finally:
-                temporary.unlink(missing_ok=True)
-            told[file] = {"sha256": sha256, "file": f"{sha256}{extension}", "bytes": size, "rows": rows}
-        fsync(self.path / "data")
+            if isinstance(content, pa.Table):
+                data, extension, rows = parquet_bytes(content), ".parquet", content.num_rows
+            else:
+                data, extension, rows = content, Path(file).suffix, None
+            sha256 = hashlib.sha256(data).hexdigest()
+            replace(self.path / "data" / f"{sha256}{extension}", data)
+            told[file] = {"sha256": sha256, "file": f"{sha256}{extension}", "bytes": len(data), "rows": rows}
         return told
 
     def file(self, entry: str, name: str) -> Path:
@@ -330,17 +361,19 @@ class StageDirectory:
         files = self.entry(entry).files
         if name not in files:
             raise UserError(f"{self.path}: entry '{entry}' has no file '{name}'.")
-        path = self.path / "data" / str(files[name]["file"])
+        told = files[name]
+        path = self.path / "data" / str(told["file"])
         try:
-            stat = path.stat()
+            copy = local_copy(path, told["sha256"])
+            stat = copy.stat()
         except FileNotFoundError:
             raise UserError(f"{path} is missing: it belongs to '{entry}'; remove {self.path} and run again.") from None
-        if _verified(path, stat.st_size, stat.st_mtime_ns) != files[name]["sha256"]:
+        if _verified(copy, stat.st_size, stat.st_mtime_ns) != told["sha256"]:
             raise UserError(
                 f"{path} is damaged (its checksum is not the recorded one): remove it and "
                 f"{self.path / 'entries' / (entry + '.json')}, and run the command again."
             )
-        return path
+        return copy
 
     def read(self, entry: str, name: str, columns: list[str] | None = None) -> pa.Table:
         """A table of a finished entry, its checksum verified."""
@@ -352,20 +385,23 @@ def _verified(path: Path, size: int, modified: int) -> str:
     return content_sha256(path)
 
 
-def _publish_once(path: Path, content: bytes) -> bool:
-    """Write `path` unless it exists. A hard link either makes the whole file appear or fails."""
-    temporary = path.parent / temporary_name()
-    try:
-        temporary.write_bytes(content)
-        fsync(temporary)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync(path.parent)
-    return True
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The one Parquet file of a table.
+
+    Example:
+        >>> pq.read_table(pa.BufferReader(parquet_bytes(pa.table({"n": [1, 2]})))).num_rows
+        2
+    """
+    buffer = BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=1 << 17,
+        use_dictionary=with_dictionary(table.schema),
+        write_statistics=with_statistics(table.schema),
+    )
+    return buffer.getvalue()
 
 
 def _difference(found: Json, asked: Json) -> str:

@@ -98,8 +98,8 @@ def beside_bare_loop(sequences: Path, model: Path, method: str, out: Path, turns
                 score = network.score(network.embed(batch, weights), batch.lengths)
                 torch.autograd.grad(score.sum(), list(weights.values()), allow_unused=True)
         bare.append(time.monotonic() - begin)
-    short = "gradient" if method.startswith("gradient") else "integrated"
-    return {f"{short}_share_of_bare_loop": median(bare[1:]) / median(ours[1:]), f"{short}_nodes": nodes}
+    short = "gradient" if method.startswith("gradient") else "ig"
+    return {f"end_to_end_share_{short}": median(bare[1:]) / median(ours[1:]), f"{short}_nodes": nodes}
 
 
 def two_workers(sequences: Path, model: Path, out: Path, turns: int) -> dict[str, float]:
@@ -108,7 +108,7 @@ def two_workers(sequences: Path, model: Path, out: Path, turns: int) -> dict[str
     for _ in range(turns):
         for count, told in seconds.items():
             told.append(attributed(sequences, model, out, "integrated_gradients", Workers(count=count))[1])
-    return {"two_workers_speedup": median(seconds[1]) / median(seconds[2])}
+    return {"two_worker_speedup": median(seconds[1]) / median(seconds[2])}
 
 
 def foretold(sequences: Path, model: Path, out: Path, turns: int) -> dict[str, float]:
@@ -122,7 +122,11 @@ def foretold(sequences: Path, model: Path, out: Path, turns: int) -> dict[str, f
         size = sum(told["bytes"] for name in run.shards for told in run.entry(name).files.values())
         ratios.append(planned.seconds / whole)
         sizes.append(planned.disk_bytes / size)
-    return {"plan_seconds_ratio": median(ratios), "plan_bytes_ratio": median(sizes)}
+    return {
+        "plan_error": median(abs(ratio - 1) for ratio in ratios),
+        "plan_seconds_over_run": median(ratios),
+        "plan_bytes_over_run": median(sizes),
+    }
 
 
 def many_shards(meds: Path, labels: Path, model: Path, where: Path, shards: int) -> dict[str, float]:
@@ -146,7 +150,7 @@ def many_shards(meds: Path, labels: Path, model: Path, where: Path, shards: int)
         for n in (shards // 10, 10 * shards)
     )
     return {
-        "resume_seconds": again,
+        "resume_seconds_1000_shards": again,
         "resume_shards": len(StageDirectory.open(out).shards),
         "driver_memory_growth": many / few,
     }

@@ -344,7 +344,8 @@ def test_one_pass_says_what_prefix_after_prefix_says(name: str, target: str, mon
         assert has_own_step_scores(model, Target("unit" if target == "unit:3" else "logit"))
         at_once = ask()
         with monkeypatch.context() as patched:
-            patched.setattr(own_steps, "has_own_step_scores", lambda *_: False)
+            for module in (own_steps, prefix_integrated_gradients):
+                patched.setattr(module, "has_own_step_scores", lambda *_: False)
             one_by_one = ask()
         torch.testing.assert_close(at_once.streams, one_by_one.streams, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(at_once.notes, one_by_one.notes, rtol=1e-6, atol=1e-8, equal_nan=True)

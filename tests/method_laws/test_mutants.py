@@ -17,6 +17,7 @@ ATTENTION = "method_laws/test_attention.py::test_"
 FAMILY = f"{GRADIENTS}gradient_times_input_equals_its_replica"
 STEPS = f"{GRADIENTS}the_methods_of_every_step_equal_their_replicas"
 
+ONE_PASS = f"{GRADIENTS}one_pass_says_what_prefix_after_prefix_says"
 NODES = f"{GRADIENTS}the_methods_of_every_step_take_the_nodes_that_they_need"
 
 #: Which test notices that a method tells what gradient times input tells.
@@ -100,9 +101,9 @@ TERMS = [
     own("temporal_integrated_gradients", "the notes for each other", "step_notes(question, scores[0], scores[1])",
         "step_notes(question, scores[1], scores[0])"),
     own("temporal_integrated_gradients", "never enough nodes", "- wanted[open_rows]).abs().amax(1) > question.tolerance", "- wanted[open_rows]).abs().amax(1) > 100", NODES),
-    own("prefix_integrated_gradients", "against the path", "mean += torch.tensordot", "mean -= torch.tensordot"),
+    own("prefix_integrated_gradients", "against the path", "mean += torch.tensordot", "mean -= torch.tensordot", ONE_PASS),
     own("prefix_integrated_gradients", "the past as it was", "own_step_gradients(question, flat,",
-        "own_step_gradients(question, {name: of.repeat(len(at), *[1] * (of.ndim - 1)) for name, of in record.items()},"),
+        "own_step_gradients(question, {name: of.repeat(len(at), *[1] * (of.ndim - 1)) for name, of in record.items()},", ONE_PASS),
     own("prefix_integrated_gradients", "never enough nodes", "open_rows = open_rows[moved > question.tolerance]", "open_rows = open_rows[:0]", NODES),
     own("occlusion", "gained for lost", "question.score[players.patient] - scores_without(players)",
         "scores_without(players) - question.score[players.patient]"),
@@ -155,11 +156,11 @@ TERMS = [
 ROOMS = [
     room("paths", "half of the way", "return (place + 1) / 2, share / 2", "return place / 2, share / 2", GUARDS["integrated_gradients"]),
     room("paths", "twice the mean", "return (place + 1) / 2, share / 2", "return (place + 1) / 2, share", GUARDS["integrated_gradients"]),
-    room("paths", "always from nothing", "if begin is None else", "if True else", f"{LAWS}completeness[integrated_gradients]"),
+    room("paths", "always from nothing", "if begin is None else", "if True else", ONE_PASS),
     room("own_steps", "the past of the step after", "prefix[EVENTS][:, :step], last", "prefix[EVENTS][:, 1 : step + 1], last",
-         f"{GRADIENTS}one_pass_says_what_prefix_after_prefix_says"),
+         ONE_PASS),
     room("own_steps", "the gradient of the first step", "gradients[:, here, step] = slopes[EVENTS][:, step]", "gradients[:, here, step] = slopes[EVENTS][:, 0]",
-         f"{GRADIENTS}one_pass_says_what_prefix_after_prefix_says"),
+         ONE_PASS),
     room("own_steps", "padding has notes", "told.masked_fill(~question.true_steps, torch.nan)", "told", STEPS),
     room("players", "who comes goes", "alpha=sign", "alpha=-sign", GUARDS["occlusion"]),
     room("players", "the absent comes for the recorded", "-extra[absent].to(values.way)", "extra[absent].to(values.way)", GUARDS["occlusion"]),

@@ -46,10 +46,11 @@ from whenwhy.attribution.precision import (
 from whenwhy.attribution.registry import Fitted, method_named
 from whenwhy.attribution.run_summary import measured_here, residual_summary, residuals
 from whenwhy.attribution.targets import target_named
-from whenwhy.engine import Workers, reported, run
+from whenwhy.engine import Workers, reported, run, worker_threads
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import SequenceBatch, Sequences
 from whenwhy.events.sequence_directory import TABLE, VOCABULARY
+from whenwhy.locations import location, named
 from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
 from whenwhy.models.foreign.named import ForeignSource
 from whenwhy.models.sequence_model import SequenceModel
@@ -97,11 +98,14 @@ def attribute_shards(
     out: Path,
     settings: AttributeSettings,
     workers: Workers | None = None,
+    part: tuple[int, int] = (1, 1),
 ) -> StageDirectory:
     """The directory of attributions: one entry a shard of the sequences, with its rows and its predictions.
 
     Args:
         model: the directory that `whenwhy train` wrote, or a model that was trained elsewhere.
+        part: (k, n): of every n shards the k-th alone, so that n jobs share the work without speaking to each other;
+            a run without it finishes what they left.
 
     Raises:
         UserError: unknown names, unfinished inputs, a model of another vocabulary, or one that cannot be adapted;
@@ -111,10 +115,13 @@ def attribute_shards(
     """
     of = begun(sequences_path, model, out, settings)
     stage, about = of.stage, of.about
-    missing = [name for name in stage.missing() if name in stage.shards]
-    finished = len(stage.shards) - len(missing)
+    mine = stage.shards[part[0] - 1 :: part[1]]
+    missing = sorted(set(stage.missing()).intersection(mine), key=mine.index)
+    finished = len(mine) - len(missing)
     with reported(out) as report:
-        run(of.task, missing, stage="attribute", unit="values", workers=workers, finished=finished)
+        run(of.task, missing, stage="attribute", unit="values", workers=workers, finished=finished, publishes=True)
+        if set(stage.missing()).intersection(stage.shards):  # left to other parts
+            return stage
         if missing:
             told = [stage.entry(name).summary for name in stage.shards]
             report.summary |= residual_summary(stage) | {
@@ -198,7 +205,9 @@ def begun(sequences_path: Path, model: Path | ForeignSource, out: Path, settings
         stage.publish(FIRST_LAYER_ROWS, {FIRST_LAYER_ROWS: table})
     if settings.precision == BFLOAT16 and not stage.has(ROUNDING):
         stage.publish(ROUNDING, {}, _rounding(sequences, model, stage))
-    task = AttributeShard(str(sequences_path), model if isinstance(model, ForeignSource) else str(model), str(out))
+    task = AttributeShard(
+        named(sequences_path), model if isinstance(model, ForeignSource) else named(model), named(out)
+    )
     return Begun(stage, sequences, about, task)
 
 
@@ -212,19 +221,19 @@ class AttributeShard:
 
     def stage(self) -> StageDirectory:
         """Where the attributions go."""
-        return StageDirectory.open(Path(self.out), "attribute")
+        return StageDirectory.open(location(self.out), "attribute")
 
     def source(self) -> StageDirectory:
         """Where the sequences are."""
-        return StageDirectory.open(Path(self.sequences), "prepare")
+        return StageDirectory.open(location(self.sequences), "prepare")
 
     def loaded(self, device: torch.device) -> SequenceModel:
         """The model."""
         return _loaded(self.model, self.source(), device)
 
     def start(self) -> Callable[[str], int]:
-        # One thread a worker: workers do not fight, and gradients are bit-equal whatever their number.
-        torch.set_num_threads(1)
+        # One, unless more were asked for: gradients are bit-equal whatever the number of workers.
+        torch.set_num_threads(worker_threads())
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         stage, source = self.stage(), self.source()
         asked = AttributeSettings(**stage.settings)
@@ -261,7 +270,7 @@ def shard_files(
 def _loaded(model: Path | str | ForeignSource, sequences: StageDirectory, device: torch.device) -> SequenceModel:
     if isinstance(model, ForeignSource):
         return model.load(sequences, device)[0]
-    return load_model(StageDirectory.open(Path(model), "train"), device)
+    return load_model(StageDirectory.open(location(model), "train"), device)
 
 
 #: Some predictions of a table, explained in a precision: batches of like length, and what is found of each.

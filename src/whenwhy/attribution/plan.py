@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from zlib import crc32
@@ -18,7 +18,7 @@ import torch
 from rich.filesize import decimal
 
 from whenwhy.attribution.attribute_shards import AttributeSettings, AttributeShard, begun, explaining, shard_files
-from whenwhy.engine import Workers, kept_pool, run
+from whenwhy.engine import Workers, kept_pool, run, worker_threads
 from whenwhy.engine.memory import peak_bytes
 from whenwhy.errors import UserError
 from whenwhy.events.sequence_batch import Sequences
@@ -61,7 +61,7 @@ class TimedShard:
     seconds: float
 
     def start(self) -> Callable[[str], int]:
-        torch.set_num_threads(1)
+        torch.set_num_threads(worker_threads())
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         stage, source = self.shard.stage(), self.shard.source()
         asked = AttributeSettings(**stage.settings)
@@ -148,7 +148,7 @@ def plan(
         if not some:
             raise UserError(f"{sequences_path} has no prediction: there is nothing to plan.")
         here = os.cpu_count() or 1
-        local = workers if workers.count is None else Workers(min(workers.count, here))
+        local = workers if workers.count is None else replace(workers, count=min(workers.count, here))
         with kept_pool(local, len(some)) as pool:
             at_once = pool.count
             spread = [some[at] for at in np.unique(np.linspace(0, len(some) - 1, min(at_once, len(some))).astype(int))]

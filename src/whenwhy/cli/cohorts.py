@@ -22,6 +22,7 @@ from whenwhy.cli.shared import (
     workers_of,
 )
 from whenwhy.errors import UserError
+from whenwhy.locations import location
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
@@ -137,7 +138,8 @@ def prepare_command(
     meds: Annotated[Path, typer.Argument(help="A MEDS data set.", metavar="MEDS")],
     labels: Annotated[Path, typer.Option(help="MEDS labels: a Parquet file or a folder of them.")],
     out_path: Annotated[
-        Path, typer.Option("--out", help="The directory of sequences to write or resume.", metavar="SEQ")
+        Path,
+        typer.Option("--out", parser=location, help="The directory of sequences to write or resume.", metavar="SEQ"),
     ],
     outcome: Annotated[
         str | None, typer.Option(help="The outcome's name for people; by default the labels' name.")

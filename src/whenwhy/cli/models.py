@@ -12,15 +12,18 @@ import typer.core
 import typer.main
 
 from whenwhy.cli.shared import (
+    GpusPerWorker,
     Inline,
     RayAddress,
     Sequences,
+    Threads,
     WorkerCount,
     app,
     out,
     workers_of,
 )
 from whenwhy.errors import UserError
+from whenwhy.locations import location
 
 if TYPE_CHECKING:
     from whenwhy.models.foreign.named import ForeignSource
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 @app.command("train")
 def train_command(
     sequences: Sequences,
-    out_path: Annotated[Path, typer.Option("--out", help="The model directory to write or resume.", metavar="MODEL")],
+    out_path: Annotated[
+        Path, typer.Option("--out", parser=location, help="The model directory to write or resume.", metavar="MODEL")
+    ],
     architecture: Annotated[str, typer.Option(help="gru, lstm, gru_attention or retain.")] = "gru",
     hidden: Annotated[int, typer.Option(help="Width of embeddings and state.")] = 64,
     layers: Annotated[int, typer.Option(help="Recurrent layers, one upon the other.")] = 1,
@@ -57,6 +62,8 @@ def train_command(
     folds: Annotated[int, typer.Option(help="Folds of patients to measure on; the first is the data set's split.")] = 1,
     seed: Annotated[int, typer.Option(help="Of initial weights, order and folds.", min=0)] = 0,
     workers: WorkerCount = None,
+    gpus_per_worker: GpusPerWorker = None,
+    threads: Threads = 1,
     inline: Inline = False,
     ray_address: RayAddress = None,
 ) -> None:
@@ -83,14 +90,16 @@ def train_command(
         folds=folds,
         seed=seed,
     )
-    stage = train(sequences, out_path, settings, workers_of(workers, inline, ray_address))
+    stage = train(sequences, out_path, settings, workers_of(workers, inline, ray_address, gpus_per_worker, threads))
     out.print(f"Wrote {out_path} (run {stage.run_id}): {measured_sentence(measured(stage))}.", soft_wrap=True)
 
 
 @app.command("predict")
 def predict_command(
     sequences: Sequences,
-    model: Annotated[Path, typer.Option(help="The directory that `whenwhy train` wrote.", metavar="MODEL")],
+    model: Annotated[
+        Path, typer.Option(parser=location, help="The directory that `whenwhy train` wrote.", metavar="MODEL")
+    ],
     out_path: Annotated[Path, typer.Option("--out", help="The Parquet file to write.", metavar="FILE")],
     split: Annotated[
         str, typer.Option(help="train, tuning, held_out or all, of the data set's own split.")
@@ -117,7 +126,9 @@ def attribute_command(
             metavar="MODEL",
         ),
     ],
-    out_path: Annotated[Path, typer.Option("--out", help="The attributions to write or resume.", metavar="ATTR")],
+    out_path: Annotated[
+        Path, typer.Option("--out", parser=location, help="The attributions to write or resume.", metavar="ATTR")
+    ],
     method: Annotated[str, typer.Option(help="See `whenwhy info methods`.")] = "integrated_gradients",
     option: Annotated[
         list[str] | None,
@@ -166,7 +177,13 @@ def attribute_command(
         Path | None, typer.Option(help="The file that SEQ was prepared with; PyHealth's models need it.")
     ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Run code that the weights file holds.")] = False,
+    part: Annotated[
+        str,
+        typer.Option(help="Of every N shards the K-th alone, for N jobs that share the work.", metavar="K/N"),
+    ] = "1/1",
     workers: WorkerCount = None,
+    gpus_per_worker: GpusPerWorker = None,
+    threads: Threads = 1,
     inline: Inline = False,
     ray_address: RayAddress = None,
 ) -> None:
@@ -174,20 +191,37 @@ def attribute_command(
     from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
     from whenwhy.attribution.attribution_directory import ABOUT
     from whenwhy.attribution.run_summary import fitted_sentence, residual_sentence, rounding_sentence
-    from whenwhy.models.foreign.named import proof_sentence
+    from whenwhy.models.foreign.named import ForeignSource, proof_sentence
 
     settings = AttributeSettings(
         method, baseline, target, tolerance, _named_options(option or []), seed, absence, precision=precision
     )
     source = _source(model, weights, arguments, output, static_in, classes, vocabulary, trust)
-    stage = attribute_shards(sequences, source, out_path, settings, workers_of(workers, inline, ray_address))
-    if not isinstance(source, Path):
+    who, mine = workers_of(workers, inline, ray_address, gpus_per_worker, threads), _part(part)
+    stage = attribute_shards(sequences, source, out_path, settings, who, mine)
+    if stage.missing():
+        others = len(stage.missing())
+        out.print(
+            f"Wrote part {part} of {out_path} (run {stage.run_id}): {others} of {len(stage.shards)} shards are left to "
+            "other parts; when they have ended, the same command without --part ends the run.",
+            soft_wrap=True,
+        )
+        return
+    if isinstance(source, ForeignSource):
         out.print(f"{proof_sentence(stage.entry(ABOUT).summary['foreign'])}.", soft_wrap=True)
     if fitted_sentence(stage):
         out.print(f"{fitted_sentence(stage)}.", soft_wrap=True)
     if rounding_sentence(stage):
         out.print(f"{rounding_sentence(stage)}.", soft_wrap=True)
     out.print(f"Wrote {out_path} (run {stage.run_id}): {residual_sentence(stage)}.", soft_wrap=True)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """The part of the shards that "K/N" names."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--part {text} is no K/N with K from 1 to N: write e.g. --part 2/8.")
+    return int(part), int(parts)
 
 
 def _named_options(told: list[str]) -> dict[str, str]:
@@ -215,14 +249,14 @@ def _source(
     from whenwhy.models.foreign.named import ForeignSource
 
     foreign = ForeignSource(model, weights, arguments, output, static_in, classes, vocabulary, trust)
-    if not Path(model).exists() and ":" in model:
+    if ":" in model and "://" not in model and not Path(model).exists():
         return foreign
     if foreign != ForeignSource(model):
         raise UserError(
             f"--model {model} is a directory of `whenwhy train`: --weights, --arguments, --output, --static-in, "
             "--classes, --vocabulary and --trust are for module:callable."
         )
-    return Path(model)
+    return location(model)
 
 
 def plan_command(sequences: Path, **asked: Any) -> None:
@@ -233,17 +267,18 @@ def plan_command(sequences: Path, **asked: Any) -> None:
     from whenwhy.attribution.attribute_shards import AttributeSettings
     from whenwhy.attribution.plan import plan, plan_sentence
 
-    workers = workers_of(asked.pop("workers"), asked.pop("inline"), asked.pop("ray_address"))
+    who = ("workers", "inline", "ray_address", "gpus_per_worker", "threads")
+    workers = workers_of(*(asked.pop(name) for name in who))
     options = _named_options(asked.pop("option") or [])
     named = {field.name: asked.pop(field.name) for field in fields(AttributeSettings) if field.name in asked}
     found = plan(sequences, _source(**asked), AttributeSettings(**named, options=options), workers)
     out.print(f"{plan_sentence(found, named['method'])}.", soft_wrap=True)
 
 
-# It takes what `attribute` takes, but for the place to write.
+# It takes what `attribute` takes, but for the place to write and the part.
 _signature = signature(attribute_command, eval_str=True)
 plan_command.__signature__ = _signature.replace(  # type: ignore[attr-defined]
-    parameters=[parameter for name, parameter in _signature.parameters.items() if name != "out_path"]
+    parameters=[parameter for name, parameter in _signature.parameters.items() if name not in ("out_path", "part")]
 )
 plan_command.__annotations__ = attribute_command.__annotations__
 app.command("plan")(plan_command)

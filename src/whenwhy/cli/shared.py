@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from whenwhy.errors import UserError
+from whenwhy.locations import location
 
 if TYPE_CHECKING:
     from whenwhy.engine import Workers
@@ -25,23 +26,41 @@ app = typer.Typer(
 )
 out = Console(highlight=False, markup=False)
 
-Sequences = Annotated[Path, typer.Argument(help="The directory that `whenwhy prepare` wrote.", metavar="SEQ")]
+Sequences = Annotated[
+    Path,
+    typer.Argument(
+        parser=location, help="What `whenwhy prepare` wrote: a directory, or s3://bucket/folder.", metavar="SEQ"
+    ),
+]
 StorePath = Annotated[Path, typer.Argument(help="The store that `whenwhy aggregate` published.", metavar="STORE")]
 WorkerCount = Annotated[
     int | None, typer.Option("--workers", min=1, help="Workers; by default one a GPU, or one a core.")
 ]
 Inline = Annotated[bool, typer.Option("--inline", help="Work in this process, without Ray.")]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(min=0.01, max=1.0, help="What part of a GPU a worker has; by default one, or an equal share."),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Of each worker, where it computes on cores.")]
 RayAddress = Annotated[str | None, typer.Option("--ray-address", help="Join this Ray cluster instead of starting one.")]
 OutputFormat = Annotated[str, typer.Option("--format", help="table, csv or json (one object a line).")]
 
 
-def workers_of(count: int | None, inline: bool, ray_address: str | None = None) -> Workers:
+def workers_of(
+    count: int | None,
+    inline: bool,
+    ray_address: str | None = None,
+    gpus_per_worker: float | None = None,
+    threads: int = 1,
+) -> Workers:
     """Who does the work, by the options of a command."""
     from whenwhy.engine import Workers
 
-    if inline and (count or ray_address):
-        raise UserError("--inline works in this process alone: leave out --workers and --ray-address.")
-    return Workers(count, inline, ray_address)
+    if inline and (count or ray_address or gpus_per_worker):
+        raise UserError(
+            "--inline works in this process alone: leave out --workers, --gpus-per-worker and --ray-address."
+        )
+    return Workers(count, inline, ray_address, gpus_per_worker, threads)
 
 
 def names_of(text: str) -> tuple[str, ...]:

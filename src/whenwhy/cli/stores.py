@@ -19,6 +19,7 @@ from whenwhy.cli.shared import (
     serve_store,
 )
 from whenwhy.errors import UserError
+from whenwhy.locations import location
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 @app.command("aggregate")
 def aggregate_command(
     attributions: Annotated[
-        list[Path], typer.Argument(help="What `whenwhy attribute` wrote, one a run.", metavar="ATTR...")
+        list[Path],
+        typer.Argument(parser=location, help="What `whenwhy attribute` wrote, one a run.", metavar="ATTR..."),
     ],
     out_path: Annotated[Path, typer.Option("--out", help="The store to publish a version in.", metavar="STORE")],
     time_bin_hours: Annotated[int | None, typer.Option(help="Width of a time bin; by default a readable one.")] = None,

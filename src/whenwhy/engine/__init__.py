@@ -3,5 +3,6 @@
 from whenwhy.engine.progress import Progress
 from whenwhy.engine.report import Report, reported
 from whenwhy.engine.run import Pool, Task, Workers, kept_pool, run
+from whenwhy.engine.threads import worker_threads
 
-__all__ = ["Pool", "Progress", "Report", "Task", "Workers", "kept_pool", "reported", "run"]
+__all__ = ["Pool", "Progress", "Report", "Task", "Workers", "kept_pool", "reported", "run", "worker_threads"]

@@ -23,6 +23,19 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def device_peak_bytes() -> int:
+    """The most GPU memory that this process ever held, 0 where it uses none.
+
+    Example:
+        >>> device_peak_bytes() >= 0
+        True
+    """
+    torch = sys.modules.get("torch")  # whoever has not imported it holds none
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.max_memory_reserved())
+
+
 def keep_freed_memory() -> bool:
     """True if freed arrays now serve the next ones, False where the C library is another than GNU's.
 

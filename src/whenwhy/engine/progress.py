@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,6 +35,7 @@ class Progress:
         self.stage, self.total, self.unit, self.finished = stage, total, unit, finished
         self.skipped = finished
         self.amount = 0
+        self.device_bytes = 0
         self.started = time.monotonic()
         self.bar: Bar | None = None
         if console.is_terminal:
@@ -67,12 +69,15 @@ class Progress:
         if self.bar:
             self.bar.update(self.task, total=total)
 
-    def advance(self, name: str, amount: int) -> None:
-        """One more entry is finished, with `amount` units of work."""
+    def advance(self, name: str, amount: int, device_bytes: int = 0) -> None:
+        """One more entry is finished, with `amount` units of work; its worker held at most so much GPU memory."""
         self.finished += 1
         self.amount += amount
+        self.device_bytes = max(self.device_bytes, device_bytes)
         seconds = max(time.monotonic() - self.started, 1e-9)
         rate = f"{self.amount / seconds:,.0f} {self.unit}/s"
+        if self.device_bytes:
+            rate += f", {decimal(self.device_bytes)} on a GPU"
         if self.bar:
             self.bar.update(self.task, completed=self.finished, rate=rate)
         else:

@@ -9,12 +9,16 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from whenwhy.engine.memory import keep_freed_memory
-from whenwhy.engine.run import Task, Workers
-from whenwhy.engine.stopping import TimeIsUp
+import pyarrow as pa
+
+from whenwhy.engine.memory import device_peak_bytes, keep_freed_memory
+from whenwhy.engine.progress import Progress
+from whenwhy.engine.run import Outcome, Task, Workers
+from whenwhy.engine.threads import set_worker_threads
 from whenwhy.errors import UserError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # private data: nothing is reported outside
@@ -25,59 +29,61 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.util.metrics import Counter, Gauge
 
-#: How often Ray restarts an actor whose process died.
-MAX_RESTARTS = 3
+#: When workers died so often and no shard was finished between, something is wrong that is no shard's fault.
+MOST_DEATHS_IN_A_ROW = 30
 
 #: Actors exchange names and counts alone, so the object store is kept at Ray's smallest.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
+#: So long an actor that restarts is waited for before it is stopped.
+RESTART_SECONDS = 30.0
 
-#: How often who waits for workers looks whether it is late.
+#: How often who waits for workers looks around.
 LOOK_SECONDS = 0.5
 
 
 class Worker:
     """An actor: each task started once on its own device, then one shard a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         keep_freed_memory()
+        set_worker_threads(threads)
+        pa.set_cpu_count(threads)
         self.begun: int | None = None
         self.work_on: Callable[[str], int] | None = None
 
-    def work(self, number: int, task: Task, key: str) -> int:
-        """One shard of a task; `number` tells tasks apart, also to an actor that was started again."""
+    def work(self, number: int, task: Task, key: str) -> tuple[int, int]:
+        """One shard of a task, as amount of work and GPU memory; `number` tells tasks apart, also to a new actor."""
         if self.begun != number:
             self.work_on, self.begun = task.start(), number
         assert self.work_on is not None
-        return self.work_on(key)
+        return self.work_on(key), device_peak_bytes()
 
 
 class RayPool:
-    """One actor per GPU, or per core where there is none."""
+    """One actor per GPU (or part of one), or per so many cores as it has threads where there is no GPU."""
 
     here = False
 
     def __init__(self, workers: Workers, at_most: int | None = None) -> None:
         connect(workers)
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        cores = max(1, int(resources.get("CPU", 1)))
-        count = min(workers.count or gpus or cores, at_most or sys.maxsize)
-        # More workers than devices share them in equal fractions.
-        actor = ray.remote(Worker).options(
-            num_cpus=min(1.0, cores / count),
-            num_gpus=min(1.0, gpus / count) if gpus else 0,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=0,
+        count, cpus, gpus = shares(
+            workers, [node["Resources"] for node in ray.nodes() if node["Alive"]], at_most or sys.maxsize
         )
-        self.free: list[Any] = [actor.remote() for _ in range(count)]
-        self.actors = list(self.free)
+        # Restarted by Ray whenever one dies, and counted here: a shard is tried three times, whoever tries.
+        self.made = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0)
+        self.threads = workers.threads
+        self.free: list[Any] = [self.made.remote(self.threads) for _ in range(count)]
         self.name, self.count = f"{count} Ray actors", count
         self.working: dict[Any, tuple[Any, str]] = {}
+        self.restarting: dict[Any, Any] = {}
+        self.deaths_in_a_row = 0
         self.number = 0
         self.task: Any = None
+        self.gauges = Gauges()
 
     def begin(self, task: Task) -> None:
         # Once in the object store, not with every shard's name.
@@ -93,46 +99,131 @@ class RayPool:
         actor = self.free.pop()
         self.working[actor.work.remote(self.number, self.task, key)] = (actor, key)
 
-    def next(self, late: Callable[[], bool] = lambda: False) -> tuple[str, int | Exception]:
-        done = None
-        while done is None:
-            if late():
-                raise TimeIsUp
-            found, _ = ray.wait(list(self.working), num_returns=1, timeout=LOOK_SECONDS)
-            done = found[0] if found else None
-        actor, key = self.working.pop(done)
+    def next(self) -> Outcome | None:
+        found, _ = ray.wait([*self.working, *self.restarting], num_returns=1, timeout=LOOK_SECONDS)
+        if not found:
+            return None
+        if found[0] in self.restarting:
+            self._restarted(found[0])
+            return None
+        actor, key = self.working.pop(found[0])
         try:
-            outcome: int | Exception = int(ray.get(done))
+            amount, device_bytes = ray.get(found[0])
         except RayTaskError as error:
             cause = error.cause
-            outcome = cause if isinstance(cause, Exception) else error
+            outcome = Outcome(key, error=cause if isinstance(cause, Exception) else error)
         except RayActorError as error:
-            outcome = error
-            if _is_dead(actor):
-                self.actors.remove(actor)
-                if not self.actors:
-                    raise UserError(
-                        f"every worker died more than {MAX_RESTARTS} times ({str(error).splitlines()[0]}): "
-                        "look for a lack of memory, then run the same command again to continue."
-                    ) from error
-                return key, outcome
+            self.deaths_in_a_row += 1
+            if self.deaths_in_a_row > MOST_DEATHS_IN_A_ROW:
+                raise UserError(
+                    f"workers died {self.deaths_in_a_row} times without a shard finished between "
+                    f"({str(error).splitlines()[0]}): look for a lack of memory, then run the same command again to continue."
+                ) from error
+            # It may take long, on another machine perhaps: the others go on meanwhile.
+            self.restarting[actor.__ray_ready__.remote()] = actor
+            return Outcome(key, error=error)
         except RayError as error:
-            outcome = error
+            outcome = Outcome(key, error=error)
+        else:
+            self.deaths_in_a_row = 0
+            outcome = Outcome(key, amount, None, device_bytes)
         self.free.append(actor)
-        return key, outcome
+        return outcome
+
+    def _restarted(self, ready: Any) -> None:
+        """An actor that died is free again; or a new one stands for it, if Ray has given it up."""
+        actor = self.restarting.pop(ready)
+        try:
+            ray.get(ready)
+        except ActorUnavailableError:  # not yet
+            time.sleep(LOOK_SECONDS)
+            self.restarting[actor.__ray_ready__.remote()] = actor
+            return
+        except RayError:
+            actor = self.made.remote(self.threads)
+        self.free.append(actor)
+
+    def measure(self, progress: Progress, outcome: Outcome) -> None:
+        self.gauges.measure(progress, outcome)
+
+    def abandon(self) -> None:
+        for actor, _ in self.working.values():
+            ray.kill(actor)
+            self.free.append(self.made.remote(self.threads))
+        self.working.clear()
 
     def close(self) -> None:
-        for actor in self.actors:
+        # Ray 2.60 keeps the cores of an actor that is killed while it restarts.
+        deadline = time.monotonic() + RESTART_SECONDS
+        while self.restarting and time.monotonic() < deadline:
+            for ready in ray.wait(list(self.restarting), num_returns=1, timeout=LOOK_SECONDS)[0]:
+                self._restarted(ready)
+        for actor in [*self.free, *self.restarting.values(), *(actor for actor, _ in self.working.values())]:
             ray.kill(actor)
 
 
-def _is_dead(actor: Any) -> bool:
-    """Whether Ray has given the actor up: a call to a restarting actor waits, to a dead one it raises."""
-    try:
-        ray.get(actor.__ray_ready__.remote(), timeout=60)
-    except RayError:
-        return True
-    return False
+class Gauges:
+    """What Ray's Prometheus page says of a run, where the cluster has one: shards, work, GPU memory."""
+
+    def __init__(self) -> None:
+        tags = ("stage",)
+        self.shards = Counter("whenwhy_shards", "Shards that ended.", (*tags, "outcome"))
+        self.amount = Counter("whenwhy_amount", "Units of work done.", (*tags, "unit"))
+        self.left = Gauge("whenwhy_shards_left", "Shards that are not finished.", tags)
+        self.memory = Gauge("whenwhy_gpu_bytes", "The most GPU memory that a worker held.", tags)
+
+    def measure(self, progress: Progress, outcome: Outcome) -> None:
+        """One more shard has ended."""
+        of = {"stage": progress.stage}
+        self.shards.inc(1, of | {"outcome": "failed" if outcome.error else "finished"})
+        if outcome.amount:
+            self.amount.inc(outcome.amount, of | {"unit": progress.unit})
+        self.left.set(progress.total - progress.finished, of)
+        self.memory.set(progress.device_bytes, of)
+
+
+def shares(workers: Workers, nodes: Sequence[Mapping[str, float]], at_most: int) -> tuple[int, float, float]:
+    """How many actors there are, and what each has of cores and of a GPU.
+
+    More workers than there are GPUs (or cores) share them in equal parts that do not straddle two of them.
+
+    Args:
+        nodes: the resources of each, by Ray's names.
+
+    Raises:
+        UserError: parts of GPUs are asked for where there is none, or more of them than there are.
+
+    Example:
+        >>> shares(Workers(), [{"CPU": 4}], 100), shares(Workers(threads=4), [{"CPU": 10}, {"CPU": 6}], 100)
+        ((4, 1.0, 0.0), (3, 4.0, 0.0))
+        >>> shares(Workers(), [{"CPU": 16, "GPU": 2}], 100), shares(Workers(3), [{"CPU": 16, "GPU": 2}], 100)
+        ((2, 1.0, 1.0), (3, 1.0, 0.5))
+        >>> shares(Workers(gpus_per_worker=0.25), [{"CPU": 16, "GPU": 2}], 100)
+        (8, 1.0, 0.25)
+    """
+    cores = max(1.0, sum(node.get("CPU", 0) for node in nodes))
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if workers.gpus_per_worker is not None:
+        if not gpus:
+            raise UserError(
+                "--gpus-per-worker: there is no GPU here: leave it out, or name a --ray-address that has some."
+            )
+        most = gpus * int(1 / workers.gpus_per_worker + 1e-6)
+        count, gpu = workers.count or most, workers.gpus_per_worker
+        if count > most:
+            raise UserError(
+                f"--workers {count} with --gpus-per-worker {gpu:g} need more than the {gpus} GPUs here: give at most "
+                f"{most} workers, or a smaller part to each."
+            )
+    elif gpus:
+        count = workers.count or gpus
+        gpu = 1 / -(-count // gpus)
+    else:
+        fit = sum(int(node.get("CPU", 0) // workers.threads) for node in nodes)
+        count, gpu = workers.count or max(1, fit), 0.0
+    count = min(count, at_most)
+    fit = sum(int(node.get("CPU", 0) // workers.threads) for node in nodes)
+    return count, float(workers.threads) if count <= fit else 1 / -(-count // int(cores)), float(gpu)
 
 
 def connect(workers: Workers) -> None:
@@ -147,7 +238,7 @@ def connect(workers: Workers) -> None:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             ray.init(
                 address="local",
-                num_cpus=workers.count,
+                num_cpus=workers.count and workers.count * workers.threads,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,

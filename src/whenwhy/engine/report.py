@@ -17,7 +17,8 @@ from typing import Any
 
 from whenwhy.engine.memory import peak_bytes
 from whenwhy.engine.progress import console
-from whenwhy.working_folder import fsync, temporary_name
+from whenwhy.errors import UserError
+from whenwhy.locations import read, replace
 
 REPORT_FILE = "run.json"
 
@@ -68,7 +69,7 @@ def reported(path: Path) -> Iterator[Report]:
         raise
     finally:
         _current.reset(token)
-        if (path / "manifest.json").exists() and report.passes:
+        if report.passes:
             call = {
                 "began": began.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - clock, 3),
@@ -78,14 +79,19 @@ def reported(path: Path) -> Iterator[Report]:
             }
             try:
                 _write(path, call, report.summary)
-            except OSError as error:  # what the run itself ended with matters more
-                console.print(f"{path / REPORT_FILE} could not be written: {error.strerror or error}")
+            except (OSError, UserError) as error:
+                if ended == "finished":  # else what the run itself ended with is what matters
+                    console.print(f"{path / REPORT_FILE} could not be written: {error}", soft_wrap=True)
 
 
 def _write(path: Path, call: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-    file, manifest = path / REPORT_FILE, json.loads((path / "manifest.json").read_bytes())
     try:
-        before = json.loads(file.read_bytes())
+        manifest = json.loads(read(path / "manifest.json"))
+    except FileNotFoundError:
+        return
+    file = path / REPORT_FILE
+    try:
+        before = json.loads(read(file))
     except (FileNotFoundError, ValueError):
         before = None
     before = before if isinstance(before, dict) else {}
@@ -97,13 +103,7 @@ def _write(path: Path, call: Mapping[str, Any], summary: Mapping[str, Any]) -> N
         "summary": dict(summary) or before.get("summary", {}),
         "calls": [*before.get("calls", []), call][-MOST_CALLS:],
     }
-    temporary = path / temporary_name()
-    try:
-        temporary.write_text(json.dumps(told, indent=2) + "\n")
-        fsync(temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace(file, (json.dumps(told, indent=2) + "\n").encode())
 
 
 def _versions() -> dict[str, str]:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from whenwhy.engine.memory import keep_freed_memory
+from whenwhy.engine.memory import device_peak_bytes, keep_freed_memory
 from whenwhy.engine.progress import Progress, console
 from whenwhy.engine.report import note_pass
+from whenwhy.engine.schedule import MAX_ATTEMPTS, Schedule
 from whenwhy.engine.stopping import TimeIsUp, stopping_on_signal
-from whenwhy.errors import Stopped, UserError
-
-#: How often a shard is tried before it is quarantined by name.
-MAX_ATTEMPTS = 3
+from whenwhy.engine.threads import set_worker_threads
+from whenwhy.errors import Stopped, UnwritableError, UserError
 
 
 class Task(Protocol):
@@ -37,11 +35,38 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work: Ray actors (`count` of them; None: one a GPU, or one a core), or this process."""
+    """Who does the work: Ray actors, or this process.
+
+    Attributes:
+        count: how many actors; None: as many as there are GPUs for, or else cores.
+        inline: this process alone, without Ray.
+        ray_address: of a cluster that is joined; None: Ray is started on this machine, and stopped.
+        gpus_per_worker: what part of a GPU an actor has, up to 1; None: one each, or equal shares where there are
+            more actors than GPUs.
+        threads: of each worker. Sums of small batches may differ in their last bits with another number.
+    """
 
     count: int | None = None
     inline: bool = False
     ray_address: str | None = None
+    gpus_per_worker: float | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a shard that a worker was given.
+
+    Attributes:
+        amount: units of work.
+        error: why it failed.
+        device_bytes: the most GPU memory that its worker ever held.
+    """
+
+    key: str
+    amount: int = 0
+    error: Exception | None = None
+    device_bytes: int = 0
 
 
 class Pool(Protocol):
@@ -62,7 +87,19 @@ class Pool(Protocol):
     def idle(self) -> bool: ...
     def busy(self) -> bool: ...
     def submit(self, key: str) -> None: ...
-    def next(self, late: Callable[[], bool] = ...) -> tuple[str, int | Exception]: ...
+
+    def next(self) -> Outcome | None:
+        """What ended next; None: nothing did for a moment."""
+        ...
+
+    def measure(self, progress: Progress, outcome: Outcome) -> None:
+        """Tells whoever watches from outside."""
+        ...
+
+    def abandon(self) -> None:
+        """Lets go of what is still under way."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -71,8 +108,9 @@ class InlinePool:
 
     name, count, here = "this process", 1, True
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         keep_freed_memory()
+        set_worker_threads(threads)
         self.work: Callable[[str], int] | None = None
         self.key: str | None = None
 
@@ -88,14 +126,20 @@ class InlinePool:
     def submit(self, key: str) -> None:
         self.key = key
 
-    def next(self, late: Callable[[], bool] = lambda: False) -> tuple[str, int | Exception]:
+    def next(self) -> Outcome:
         assert self.key is not None
         assert self.work is not None
         key, self.key = self.key, None
         try:
-            return key, self.work(key)
+            return Outcome(key, self.work(key), None, device_peak_bytes())
         except Exception as error:
-            return key, error
+            return Outcome(key, error=error)
+
+    def measure(self, progress: Progress, outcome: Outcome) -> None:
+        pass
+
+    def abandon(self) -> None:
+        self.key = None
 
     def close(self) -> None:
         pass
@@ -118,7 +162,7 @@ def kept_pool(workers: Workers, at_most: int | None = None) -> Iterator[Pool]:
     """
     pool: Pool
     if workers.inline:
-        pool = InlinePool()
+        pool = InlinePool(workers.threads)
     else:
         # Imported here alone: attribution runs where Ray is not installed, and a finished run never starts it.
         from whenwhy.engine.ray_pool import RayPool
@@ -139,17 +183,20 @@ def run(
     workers: Workers | None = None,
     pool: Pool | None = None,
     finished: int = 0,
+    publishes: bool = False,
 ) -> None:
     """Every shard in `keys` done by `task`; `finished` others were done before.
 
     Who works is `workers`, started for this run, or a `pool` that is kept for several.
 
     A shard that fails is tried again, up to three times, possibly by another worker; then it is
-    quarantined by name while the others go on. SIGTERM lets the shards under way end, and begins no other.
+    quarantined by name while the others go on. A shard whose worker is slow is given to an idle one too. SIGTERM
+    lets the shards under way end, and begins no other.
 
     Args:
         stage: what progress calls the work, e.g. "attribute".
         unit: what a shard's amount of work counts, e.g. "predictions".
+        publishes: the task publishes each shard once, so that two workers may do the same shard at a time.
 
     Raises:
         UserError: bad input found by a worker, or shards quarantined. What was published stays.
@@ -163,64 +210,71 @@ def run(
     """
     if not keys:
         return
+    progress = Progress(stage, total=finished + len(keys), unit=unit, finished=finished)
+    schedule = Schedule(keys, doubles=publishes)
     if pool is None:
         with kept_pool(workers or Workers(), len(keys)) as own:
-            _pass(task, keys, Progress(stage, total=finished + len(keys), unit=unit, finished=finished), own)
+            _pass(task, schedule, progress, own)
         return
-    asked = _pass(task, keys, Progress(stage, total=finished + len(keys), unit=unit, finished=finished), pool)
+    asked = _pass(task, schedule, progress, pool)
     if asked:  # after this pass, others may follow with the pool
         raise Stopped(f"{stage} was the last that ended before the stop: run the same command again to continue.")
 
 
-def _pass(task: Task, keys: Sequence[str], progress: Progress, pool: Pool) -> bool:
+def _pass(task: Task, schedule: Schedule, progress: Progress, pool: Pool) -> bool:
     """The keys done by a pool; whether a stop was asked for when all had been done."""
     stage = progress.stage
     pool.begin(task)
-    waiting = deque(keys)
-    attempts: Counter[str] = Counter()
-    quarantined: dict[str, Exception] = {}
-    with (
-        stopping_on_signal(pool.here) as stopping,
-        suppress(TimeIsUp),
-        _noted(progress, pool, attempts, quarantined),
-        progress,
-    ):
-        while pool.busy() or (waiting and not stopping.asked):
-            while waiting and pool.idle() and not stopping.asked:
-                pool.submit(waiting.popleft())
-            key, outcome = pool.next(lambda: stopping.late)
-            if not isinstance(outcome, Exception):
-                progress.advance(key, outcome)
-            elif stopping.asked:  # its worker may have got the signal too
-                continue
-            elif isinstance(outcome, UserError) or os.environ.get("WHENWHY_DEBUG"):
-                raise outcome
-            else:
-                attempts[key] += 1
-                if attempts[key] < MAX_ATTEMPTS:
-                    waiting.append(key)
-                else:
-                    quarantined[key] = outcome
-                    console.print(f"{stage}: {key} is quarantined after {MAX_ATTEMPTS} attempts: {outcome!r}")
+    with stopping_on_signal(pool.here) as stopping, _noted(progress, pool, schedule), progress:
+        try:
+            while schedule.open and not stopping.late and (pool.busy() or not stopping.asked):
+                while pool.idle() and not stopping.asked and (key := schedule.next()) is not None:
+                    pool.submit(key)
+                outcome = pool.next()
+                if outcome is None:
+                    continue
+                if outcome.error is None and schedule.done(outcome.key):
+                    progress.advance(outcome.key, outcome.amount, outcome.device_bytes)
+                pool.measure(progress, outcome)
+                if outcome.error is None:
+                    continue
+                if stopping.asked:  # its worker may have got the signal too
+                    schedule.dropped(outcome.key)
+                elif isinstance(outcome.error, UserError) or os.environ.get("WHENWHY_DEBUG"):
+                    raise outcome.error
+                elif schedule.failed(outcome.key, outcome.error):
+                    if isinstance(outcome.error, UnwritableError):  # no fault of the shard's
+                        raise outcome.error
+                    console.print(
+                        f"{stage}: {outcome.key} is quarantined after {MAX_ATTEMPTS} attempts: {_short(outcome.error)}",
+                        soft_wrap=True,
+                    )
+        except TimeIsUp:
+            pass
+        finally:
+            pool.abandon()
     if stopping.asked and progress.finished < progress.total:
         raise Stopped(
             f"{stage} was stopped when {progress.finished} of {progress.total} entries were finished: run the same command "
             "again to continue."
         )
-    if quarantined:
-        names = ", ".join(sorted(quarantined))
-        first = next(iter(quarantined.values()))
+    if schedule.quarantined:
+        names = ", ".join(sorted(schedule.quarantined))
+        first = next(iter(schedule.quarantined.values()))
         raise UserError(
-            f"{stage}: {len(quarantined)} of {len(keys)} entries failed {MAX_ATTEMPTS} times ({names}; "
-            f"{type(first).__name__}: {first}): the others are kept; mend the cause and run the same command again."
+            f"{stage}: {len(schedule.quarantined)} of {schedule.total} entries failed {MAX_ATTEMPTS} times ({names}; "
+            f"{_short(first)}): the others are kept; mend the cause and run the same command again."
         )
     return stopping.asked
 
 
+def _short(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 @contextmanager
-def _noted(
-    progress: Progress, pool: Pool, attempts: Mapping[str, int], quarantined: Mapping[str, Exception]
-) -> Iterator[None]:
+def _noted(progress: Progress, pool: Pool, schedule: Schedule) -> Iterator[None]:
     """Whatever the end is, the pass is in the call's report."""
     begun = time.monotonic()
     try:
@@ -237,8 +291,10 @@ def _noted(
                 "finished": progress.finished,
                 progress.unit: progress.amount,
                 f"{progress.unit}_per_second": round(progress.amount / max(seconds, 1e-9), 1),
-                "failed_attempts": dict(attempts),
+                "device_peak_bytes": progress.device_bytes,
+                "failed_attempts": dict(schedule.attempts),
+                "given_twice": sorted(schedule.doubled),
                 # Not what errors say, which may quote data.
-                "quarantined": {key: type(error).__name__ for key, error in quarantined.items()},
+                "quarantined": {key: type(error).__name__ for key, error in schedule.quarantined.items()},
             }
         )

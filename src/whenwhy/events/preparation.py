@@ -49,6 +49,7 @@ from whenwhy.events.sequence_directory import (
 )
 from whenwhy.events.sorted_numbers import distinct, rows_with
 from whenwhy.events.strata import AGE_BAND, age_bands, require_strata, strata_column, years_at
+from whenwhy.locations import is_remote, location, named, workplace
 from whenwhy.schema import FEATURE_VALUES, TRAIN
 from whenwhy.shards import Json, StageDirectory
 from whenwhy.working_folder import SCRATCH, alone, new_scratch, remove_scratch, remove_temporaries
@@ -69,8 +70,8 @@ class PrepareShard:
     out: str
 
     def start(self) -> Callable[[str], int]:
-        stage = StageDirectory.open(Path(self.out), "prepare")
-        scratch = Path(self.out) / SCRATCH
+        stage = StageDirectory.open(location(self.out), "prepare")
+        scratch = workplace(stage.path) / SCRATCH
         settings = PrepareSettings.of(stage.settings)
         rules = settings.rules
         cohort = Cohort.load(scratch)
@@ -160,26 +161,32 @@ class Preparation:
         self.dataset, self.cohort, self.settings = dataset, cohort, settings
         self.workers = workers if workers != Workers() or _rows_of(dataset) > MOST_ROWS_INLINE else Workers(inline=True)
         self.memory_limit, self.repair = memory_limit, repair
-        self.out, self.scratch = out, out / SCRATCH
+        self.out, self.here = out, workplace(out)
+        self.scratch = self.here / SCRATCH
         self.report: Json = {}
         self.notes = FittingNotes()
         self.open = ExitStack()
 
     def __enter__(self) -> Preparation:
-        connect(self.memory_limit, self.out).close()  # a limit that is none is said before any work
-        self.made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
-        self.open.enter_context(alone(self.out))
-        remove_temporaries(self.out)
-        self.cohort.save(new_scratch(self.out))
+        connect(self.memory_limit, self.here).close()  # a limit that is none is said before any work
+        if is_remote(self.out) and self.workers.ray_address:
+            raise UserError(
+                f"--out {self.out} is in an object store, and then this machine keeps what all workers share: leave out "
+                "--ray-address."
+            )
+        self.made = [folder for folder in (self.here, *self.here.parents) if not folder.exists()]
+        self.open.enter_context(alone(self.here))
+        remove_temporaries(self.here)
+        self.cohort.save(new_scratch(self.here))
         self.pool = self.open.enter_context(kept_pool(self.workers))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        remove_scratch(self.out)
+        remove_scratch(self.here)
         self.open.close()
-        if error is not None and not any(self.out.iterdir()):
+        if (error is not None or is_remote(self.out)) and not any(self.here.iterdir()):
             for folder in self.made:  # nothing was begun
                 folder.rmdir()
 
@@ -346,7 +353,7 @@ class Preparation:
         missing = [name for name in shards if not stage.has(name)]
         finished = len(shards) - len(missing)
         run(
-            PrepareShard(str(self.out)),
+            PrepareShard(named(self.out)),
             missing,
             stage="prepare",
             unit="events",

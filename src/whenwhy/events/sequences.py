@@ -22,6 +22,7 @@ from whenwhy.events.meds_dataset import MedsDataset, open_meds, read_labels, sou
 from whenwhy.events.preparation import Preparation
 from whenwhy.events.prepare_settings import PrepareSettings
 from whenwhy.events.sequence_directory import LAYOUT, NOTES_FILE, REPORT, TABLE, VOCABULARY, shard_names
+from whenwhy.locations import is_remote, workplace
 from whenwhy.shards import Json, StageDirectory, content_sha256
 from whenwhy.working_folder import remove_scratch, remove_temporaries
 
@@ -70,8 +71,7 @@ def prepare(
         )
 
     if StageDirectory.started(out) and not create().missing():
-        remove_scratch(out)  # of a call that was killed at its very end
-        remove_temporaries(out)
+        _tidy(out)
         return create()
     with (
         reported(out),
@@ -111,8 +111,7 @@ def add_generation(
     known = [{name: told["sha256"] for name, told in g["inputs"].items()} for g in stage.generations]
     number = known.index(hashes) + 1 if hashes in known else len(known) + 1
     if number <= len(known) and not stage.missing():
-        remove_scratch(out)  # of a call that was killed at its very end
-        remove_temporaries(out)
+        _tidy(out)
         return stage
     if number > len(known):
         stage.require_complete()
@@ -155,8 +154,17 @@ def opened(meds_path: Path, labels_path: Path, shard_size: int, repair: bool) ->
     return dataset, cohort_of(labels, split_patients(dataset, labels["subject_id"].to_numpy()), shard_size)
 
 
+def _tidy(out: Path) -> None:
+    """Removes what a call left that was killed at its very end."""
+    here = workplace(out)
+    remove_scratch(here)
+    remove_temporaries(here)
+
+
 def apart(out: Path, *inputs: Path) -> None:
     """Raises `UserError` if the output lies in an input, where it would be read, or holds one."""
+    if is_remote(out):
+        return
     here = out.resolve()
     for path in inputs:
         there = path.resolve()

@@ -16,10 +16,11 @@ import pyarrow as pa
 import torch
 
 from whenwhy import __version__
-from whenwhy.engine import Workers, reported, run
+from whenwhy.engine import Workers, reported, run, worker_threads
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY
+from whenwhy.locations import location, named, workplace
 from whenwhy.models.architectures import ARCHITECTURES, model_arguments
 from whenwhy.models.checkpoint import checkpoint_files, vocabulary_sha256
 from whenwhy.models.fit_state import forget
@@ -111,7 +112,7 @@ def train(sequences_path: Path, out: Path, settings: TrainSettings, workers: Wor
         code_version=__version__,
     )
     missing = stage.missing()
-    task = TrainFold(str(sequences_path), str(out))
+    task = TrainFold(named(sequences_path), named(out))
     with reported(out):
         run(task, missing, stage="train", unit="predictions", workers=workers, finished=len(keys) - len(missing))
     scratch = scratch_of(stage)
@@ -122,7 +123,7 @@ def train(sequences_path: Path, out: Path, settings: TrainSettings, workers: Wor
 
 def scratch_of(stage: StageDirectory) -> Path:
     """Where unfinished folds keep their state."""
-    return stage.path / "scratch"
+    return workplace(stage.path) / "scratch"
 
 
 def column(told: pa.Table, name: str) -> np.ndarray:
@@ -138,9 +139,9 @@ class TrainFold:
     out: str
 
     def start(self) -> Callable[[str], int]:
-        torch.set_num_threads(1)  # as many folds at a time as there are cores
-        stage = StageDirectory.open(Path(self.out), "train")
-        source = StageDirectory.open(Path(self.sequences), "prepare")
+        torch.set_num_threads(worker_threads())  # one: as many folds at a time as there are cores
+        stage = StageDirectory.open(location(self.out), "train")
+        source = StageDirectory.open(location(self.sequences), "prepare")
         settings = TrainSettings(**stage.settings)
         size = source.read(VOCABULARY, VOCABULARY, ["feature_value_id"]).num_rows
         told = outcomes(source)

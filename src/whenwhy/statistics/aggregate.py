@@ -24,6 +24,7 @@ from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.events.out_of_core import connect
 from whenwhy.events.sequence_directory import VOCABULARY
+from whenwhy.locations import location, named, require_local
 from whenwhy.shards import Json, StageDirectory, run_id_of
 from whenwhy.statistics.cells import cells_table, define_at_risk, define_predictions, exposure_table
 from whenwhy.statistics.places import recorded_places_table, with_places
@@ -56,6 +57,7 @@ def aggregate_cells(
     Raises:
         UserError: unfinished or differing inputs.
     """
+    require_local(out, "A store")
     connect(memory_limit, out).close()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "cells").is_dir())):
         raise UserError(f"{out} is not empty and is no store: give --out a new directory, or a store.")
@@ -84,7 +86,9 @@ def aggregate_cells(
             if name in missing:
                 features = layout[run.run_id].get(part)
                 tasks.append(
-                    dask.delayed(_finish)(str(folder), str(run.path), name, features, axis, memory_limit, str(scratch))
+                    dask.delayed(_finish)(
+                        str(folder), named(run.path), name, features, axis, memory_limit, str(scratch)
+                    )
                 )
     with (
         Progress("aggregate", total=len(parts), unit="cells", finished=len(parts) - len(missing)) as progress,
@@ -154,7 +158,7 @@ def _finish(
     out: str, run_path: str, name: str, features: pa.Table | None, axis: TimeAxis, memory_limit: str, scratch: str
 ) -> tuple[str, int]:
     """The Dask task: one entry computed and published. Receives names; returns the entry and its number of cells."""
-    stage, run = StageDirectory.open(Path(out), "aggregate"), StageDirectory.open(Path(run_path), "attribute")
+    stage, run = StageDirectory.open(Path(out), "aggregate"), StageDirectory.open(location(run_path), "attribute")
     with connect(memory_limit, Path(scratch), threads=1) as db:  # Dask brings the others
         define_predictions(db, attribution_files(run, PREDICTION_ROWS), axis)
         define_at_risk(db, axis)
