@@ -1,0 +1,106 @@
+"""SIGKILL, really sent: what was published stays, nothing else is trusted, and the same command ends as if nothing had been."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import (
+    CALLS,
+    SLOW,
+    Running,
+    arguments,
+    complete,
+    completes,
+    entries,
+    prepared,
+    ray_workers,
+    require_strace,
+    shard_calls,
+    traced,
+    trusted_is_whole,
+    until,
+)
+
+from conftest import Command
+from whenwhy.shards import StageDirectory
+
+SEED = 20_261
+
+#: Within so many seconds after a driver was killed, the last of its processes is gone.
+GONE_SECONDS = 60
+
+
+def killed_at(number: int, kind: str, folder: Path) -> Path:
+    """The directory of a run that was killed as it made its call of that number."""
+    out = folder / "attr"
+    told = traced(arguments(out), folder / "log", "-e", f"inject={CALLS[kind]}:signal=KILL:when={number}", kinds=[kind])
+    assert told.status == -signal.SIGKILL, told
+    assert told.printed == ""
+    return out
+
+
+def unreferenced(out: Path) -> set[str]:
+    """The files that no entry names."""
+    stage = StageDirectory.open(out)
+    finished = [name for name in stage.needs if stage.has(name)]
+    named = {told["file"] for name in finished for told in stage.entry(name).files.values()}
+    return {file.name for file in (out / "data").iterdir()} - named
+
+
+@pytest.mark.parametrize("percent", [10, 50, 90])
+def test_a_driver_killed_between_data_and_manifest_goes_on(whenwhy: Command, tmp_path: Path, percent: int) -> None:
+    """At the link that would have made a shard's entry appear, the shard's files are there already."""
+    require_strace()
+    before = round(len(prepared().shards) * percent / 100)
+    out = killed_at(shard_calls("link")[before].number, "link", tmp_path)
+    assert len(entries(out)) == before
+    assert len(unreferenced(out)) == 2
+    trusted_is_whole(out)
+    done = {file: file.stat().st_mtime_ns for file in (out / "entries").glob("*.json")}
+    completes(whenwhy, out)
+    assert all(file.stat().st_mtime_ns == modified for file, modified in done.items())
+
+
+@pytest.mark.parametrize(("kind", "turn"), [("write", 0), ("write", 1), ("rename", 2), ("fsync", 3), ("fsync", 4)])
+def test_a_driver_killed_in_any_call_goes_on(whenwhy: Command, tmp_path: Path, kind: str, turn: int) -> None:
+    require_strace()
+    call = random.Random(f"{SEED} {turn}").choice(shard_calls(kind))
+    print(f"seed {SEED} {turn}: {kind} {call.number}, {call.told}")
+    out = killed_at(call.number, kind, tmp_path)
+    assert len(entries(out)) < len(prepared().shards)
+    trusted_is_whole(out)
+    completes(whenwhy, out)
+
+
+def test_a_run_survives_an_actor_that_is_killed_in_a_shard(tmp_path: Path) -> None:
+    out = tmp_path / "attr"
+    running = Running(arguments(out, "--workers", "2", options=SLOW))
+    until(lambda: entries(out) and ray_workers(running.pid))
+    worker = ray_workers(running.pid)[0]
+    worker.kill()
+    done = len(entries(out))
+    told = running.ended()
+    assert told.status == 0, told
+    assert done < len(prepared().shards)
+    assert not psutil.pid_exists(worker.pid)
+    complete(out, SLOW)
+
+
+def test_no_process_of_ray_outlives_a_killed_driver(whenwhy: Command, tmp_path: Path) -> None:
+    out = tmp_path / "attr"
+    running = Running(arguments(out, "--workers", "2", options=SLOW))
+    half = len(prepared().shards) // 2
+    until(lambda: len(entries(out)) >= half)
+    below = psutil.Process(running.pid).children(recursive=True)
+    assert any("ray::Worker" in " ".join(process.cmdline()) for process in below)
+    running.send(signal.SIGKILL)
+    assert running.ended().status == -signal.SIGKILL
+    _, left = psutil.wait_procs(below, timeout=GONE_SECONDS)
+    assert left == []
+    assert half <= len(entries(out)) < len(prepared().shards)
+    trusted_is_whole(out)
+    completes(whenwhy, out, SLOW)
