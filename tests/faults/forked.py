@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -18,16 +18,23 @@ PRELOADED = ["whenwhy.cli", "whenwhy.attribution.attribute_shards", "whenwhy.att
 _PR_SET_PTRACER, _ANY = 0x59616D61, ctypes.c_ulong(-1)
 
 
-def process(asked: Sequence[str], printed: Path, said: Path, traced: bool = False) -> ForkServerProcess:
-    """The command, started: its standard output and error go to files; if `traced`, it waits until a tracer is there."""
+def process(
+    asked: Sequence[str], printed: Path, said: Path, environment: Mapping[str, str], traced: bool = False
+) -> ForkServerProcess:
+    """The command, started: its standard output and error go to files; if `traced`, it waits until a tracer is there.
+
+    Args:
+        environment: what differs from this process's.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    made = context.Process(target=_command, args=(list(asked), str(printed), str(said), traced))
+    made = context.Process(target=_command, args=(list(asked), str(printed), str(said), dict(environment), traced))
     made.start()
     return made
 
 
-def _command(asked: list[str], printed: str, said: str, traced: bool) -> None:
+def _command(asked: list[str], printed: str, said: str, environment: dict[str, str], traced: bool) -> None:
+    os.environ.update(environment)
     for descriptor, file in ((1, printed), (2, said)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.argv = ["whenwhy", *asked]

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -98,9 +98,11 @@ class Ended:
 class Running:
     """The command, under way as a process of its own; if `traced`, it waits for its tracer."""
 
-    def __init__(self, asked: Sequence[str], traced: bool = False) -> None:
+    def __init__(
+        self, asked: Sequence[str], environment: Mapping[str, str] | None = None, traced: bool = False
+    ) -> None:
         self._told = Path(tempfile.mkdtemp(dir=folder()))
-        self._process = process(asked, self._told / "printed", self._told / "said", traced)
+        self._process = process(asked, self._told / "printed", self._told / "said", environment or {}, traced)
         self.pid = int(self._process.pid or 0)
 
     def over(self) -> bool:
@@ -126,14 +128,18 @@ def entries(out: Path) -> list[str]:
     return sorted(file.stem for file in (out / "entries").glob("g*.json"))
 
 
-def ray_workers(pid: int) -> list[psutil.Process]:
-    """The Ray actors below a driver that are at work on a shard."""
+def below(pid: int, name: str = "") -> list[psutil.Process]:
+    """The processes that one started, and that those started, whose command begins by a name."""
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if " ".join(child.cmdline()).startswith("ray::Worker.work"):
+            if " ".join(child.cmdline()).startswith(name):
                 found.append(child)
     return found
+
+
+#: What Ray calls an actor's process while it does a shard.
+AT_WORK = "ray::Worker.work"
 
 
 def until(true: Callable[[], object], seconds: float = 120) -> None:
