@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -71,13 +71,22 @@ def prepared() -> Prepared:
 
 
 @cache
-def undisturbed(options: tuple[str, ...] = QUICK) -> str:
+def in_many_shards() -> Path:
+    """The same predictions in about a hundred shards."""
+    out = folder() / "many"
+    prepare(prepared().meds, prepared().meds / "labels" / "outcome", out, replace(ASKED, shard_size=2), INLINE)
+    return out
+
+
+@cache
+def undisturbed(options: tuple[str, ...] = QUICK, sequences: Path | None = None) -> str:
     """The content hash of a run that nothing disturbs."""
     given = dict(zip(options[::2], options[1::2], strict=True))
     named = dict([given["--option"].split("=")]) if "--option" in given else {}
     asked = AttributeSettings(given["--method"], options=named)
-    out = folder() / f"undisturbed-{given['--method']}"
-    return attribute_shards(prepared().sequences, prepared().model, out, asked, INLINE).content_sha256()
+    of = sequences or prepared().sequences
+    out = folder() / f"undisturbed-{given['--method']}-{of.name}"
+    return attribute_shards(of, prepared().model, out, asked, INLINE).content_sha256()
 
 
 def arguments(out: Path, *besides: str, options: Sequence[str] = QUICK, sequences: Path | None = None) -> list[str]:
@@ -155,17 +164,17 @@ def besides_progress(said: str) -> str:
     return _PROGRESS.sub("", said)
 
 
-def completes(whenwhy: Command, out: Path, options: Sequence[str] = QUICK) -> None:
+def completes(whenwhy: Command, out: Path, options: Sequence[str] = QUICK, sequences: Path | None = None) -> None:
     """The same command, undisturbed, ends as a run that never was disturbed."""
-    status, _, said = whenwhy(*arguments(out, options=options))
+    status, _, said = whenwhy(*arguments(out, options=options, sequences=sequences))
     assert status == 0, said
-    complete(out, options)
+    complete(out, options, sequences)
 
 
-def complete(out: Path, options: Sequence[str] = QUICK) -> None:
+def complete(out: Path, options: Sequence[str] = QUICK, sequences: Path | None = None) -> None:
     """A directory holds what an undisturbed run writes, and each prediction once."""
-    assert StageDirectory.open(out).content_sha256() == undisturbed(tuple(options))
-    accounted(out)
+    assert StageDirectory.open(out).content_sha256() == undisturbed(tuple(options), sequences)
+    accounted(out, sequences=sequences)
 
 
 def accounted(out: Path, quarantined: Sequence[str] = (), sequences: Path | None = None) -> None:
@@ -185,13 +194,18 @@ def accounted(out: Path, quarantined: Sequence[str] = (), sequences: Path | None
     assert attributed + left == asked_for > 0
 
 
-def trusted_is_whole(out: Path) -> None:
-    """Every entry that is there can be read, with its checksums; the others are missing and known to be."""
+def readable(out: Path) -> None:
+    """Every entry that is there can be read, with its checksums."""
     stage = StageDirectory.open(out)
-    accounted(out, [name for name in stage.shards if name not in entries(out)])
     for name in entries(out):
         for file in stage.entry(name).files:
             stage.read(name, file)
+
+
+def trusted_is_whole(out: Path) -> None:
+    """The same, where nobody is at work; the entries that are not there are known to be missing."""
+    readable(out)
+    accounted(out, [name for name in StageDirectory.open(out).shards if name not in entries(out)])
 
 
 # -- faults that a trace injects -------------------------------------------------------------------------
