@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from runs import arguments, besides_progress, completes, folder, prepared, undisturbed
+from runs import arguments, besides_progress, completes, prepared, undisturbed, undisturbed_run
 
 from conftest import Command
 from whenwhy.errors import UserError
@@ -25,9 +25,7 @@ Read = dict[str, object]
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """A finished directory of attributions, to be damaged."""
-    undisturbed()
-    shutil.copytree(folder() / "undisturbed-gradient_times_input-sequences", tmp_path / "attr")
-    return tmp_path / "attr"
+    return Path(shutil.copytree(undisturbed_run().path, tmp_path / "attr"))
 
 
 def everything(out: Path, tables: Sequence[str]) -> Read:
