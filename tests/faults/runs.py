@@ -161,7 +161,7 @@ def entries(out: Path) -> list[str]:
 def below(pid: int, name: str = "") -> list[psutil.Process]:
     """The processes that one started, and that those started, whose command begins by a name."""
     found = []
-    for child in psutil.Process(pid).children(recursive=True):
+    for child in psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else ():
         with suppress(psutil.NoSuchProcess):
             if " ".join(child.cmdline()).startswith(name):
                 found.append(child)

@@ -50,7 +50,7 @@ print(stage.publish(name, files, {"n_predictions": -1}))
 """
 
 
-def in_order(out: Path) -> dict[Path, bytes]:
+def contents(out: Path) -> dict[Path, bytes]:
     """Every file of a directory, but for what its calls tell of themselves."""
     return {file: file.read_bytes() for file in out.rglob("*") if file.is_file() and file.name != "run.json"}
 
@@ -78,12 +78,12 @@ def test_two_drivers_at_once_commit_each_shard_once(tmp_path: Path) -> None:
 def test_a_late_duplicate_does_not_overwrite(whenwhy: Command, tmp_path: Path) -> None:
     out, name = tmp_path / "attr", prepared().shards[4]
     completes(whenwhy, out)
-    before = in_order(out)
+    before = contents(out)
     told = subprocess.run(
         [sys.executable, "-c", LATE, str(out), name], capture_output=True, text=True, check=True, timeout=60
     )
     assert told.stdout == "False\n"
-    after = in_order(out)
+    after = contents(out)
     assert {file: after[file] for file in before} == before
     assert {file.parent.name for file in after.keys() - before.keys()} <= {"data"}
     complete(out)
@@ -107,14 +107,14 @@ def test_changed_settings_are_refused_and_leave_all_as_it_was(
     completes(whenwhy, out)
     for name in prepared().shards[::2]:
         (out / "entries" / f"{name}.json").unlink()
-    before = in_order(out), (out / "run.json").read_bytes()
+    before = contents(out), (out / "run.json").read_bytes()
     status, printed, said = whenwhy(*arguments(out, options=changed))
     assert status == 2
     assert printed == ""
     assert said.count("\n") == 1
     assert str(out) in said
     assert f"with {named} = " in said
-    assert (in_order(out), (out / "run.json").read_bytes()) == before
+    assert (contents(out), (out / "run.json").read_bytes()) == before
     completes(whenwhy, out)
 
 

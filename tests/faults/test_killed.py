@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -81,30 +82,33 @@ def test_a_driver_killed_in_any_call_goes_on(whenwhy: Command, tmp_path: Path, k
 def killed_and_slow_to_start_again(driver: int, seconds: float) -> None:
     """Every worker of a driver is killed, and those that Ray starts in their place stand still for a while."""
     before, held = below(driver), {}
+    agents = [process for name in AGENTS for process in below(driver, name)]
     for worker in below(driver, "ray::"):
-        if not worker.cmdline()[0].startswith(AGENTS):
+        if worker not in agents:
             worker.kill()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for process in below(driver):
             if process not in before and process.pid not in held:
                 held[process.pid] = process
-                process.suspend()
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
         time.sleep(0.02)
     for process in held.values():
-        process.resume()
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 def test_a_run_survives_its_only_actor_being_killed_in_a_shard(tmp_path: Path) -> None:
-    """Twice, each time in another shard; it takes some seconds until a new one can work."""
+    """It takes some seconds until a new one can work."""
     out = tmp_path / "attr"
     running = Running(arguments(out, "--workers", "1", options=SLOW))
-    for turn in (1, 2):
-        until(lambda turn=turn: running.over() or (len(entries(out)) >= turn and below(running.pid, AT_WORK)))
-        assert not running.over(), running.ended()
-        killed_and_slow_to_start_again(running.pid, 4)
+    until(lambda: entries(out) and below(running.pid, AT_WORK))
+    done = len(entries(out))
+    killed_and_slow_to_start_again(running.pid, 4)
     told = running.ended()
     assert told.status == 0, told
+    assert done < len(prepared().shards)
     complete(out, SLOW)
 
 
