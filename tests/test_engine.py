@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whenwhy.engine import Workers, kept_pool, reported, run
+from whenwhy.engine import Progress, Workers, kept_pool, reported, run
 from whenwhy.engine.schedule import SLOW_SECONDS, SLOW_TIMES, Schedule
 from whenwhy.errors import UserError
 
@@ -270,3 +270,14 @@ print(before, pages(20) if kept else "other C library")
     without, with_it = map(int, told)
     assert without > 2_000
     assert with_it < without / 10
+
+
+def test_progress_tells_how_much_gpu_memory_workers_held(capfd: pytest.CaptureFixture[str]) -> None:
+    with Progress("attribute", total=3, unit="values") as progress:
+        progress.advance("a", 10)
+        progress.advance("b", 10, 3 * 10**9)
+        progress.advance("c", 10, 2 * 10**9)
+    first, *others = capfd.readouterr().err.splitlines()
+    assert "GPU" not in first
+    assert all("3.0 GB on a GPU" in line for line in others)
+    assert progress.device_bytes == 3 * 10**9
