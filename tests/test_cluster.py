@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,50 @@ def test_the_status_of_whenwhy_is_that_of_the_job(notes: Path) -> None:
             told = submit(script, notes, SEQ="q", MODEL="m", ATTR="a", STORE="s", NOTES=notes)
             assert told.returncode == 5, told.stderr
             assert len((notes / "calls").read_text().splitlines()) == calls
+
+
+#: In the place of whenwhy: works until it is told to stop.
+WORKING = """#!/bin/sh
+trap 'exit 143' TERM
+touch "$NOTES/started"
+while :; do sleep 0.05; done
+"""
+
+#: In the place of scontrol: tells a job's state, and notes what is to be requeued.
+SCONTROL = """#!/bin/sh
+if [ "$1" = requeue ]; then echo "$2" >>"$NOTES/requeued"; else echo "JobId=7 JobState=$STATE Restarts=0"; fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "requeued"),
+    [("RUNNING", "0", True), ("RUNNING", "20", False), ("COMPLETING", "0", False), ("CANCELLED", "0", False)],
+)
+@pytest.mark.parametrize(
+    ("script", "array", "job"),
+    [
+        (BATCH[0], {}, "7"),
+        (BATCH[1], {}, "7"),
+        (BATCH[1], {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "3"}, "5_2"),
+    ],
+    ids=["whenwhy", "the end of an array", "a task of an array"],
+)
+def test_a_stopped_job_is_queued_again_while_it_is_its_turn(
+    notes: Path, script: Path, array: dict[str, str], job: str, state: str, restarts: str, requeued: bool
+) -> None:
+    """SIGTERM comes to the script alone; Slurm itself requeues what it preempts, and a cancelled job is not wanted."""
+    for name, text in (("whenwhy", WORKING), ("scontrol", SCONTROL)):
+        (notes / name).write_text(text)
+        (notes / name).chmod(0o755)
+    given = {"SEQ": "q", "MODEL": "m", "ATTR": "a", "STORE": "s", "SLURM_JOB_ID": "7", "NOTES": str(notes)} | array
+    given |= {"STATE": state, "SLURM_RESTART_COUNT": restarts, "PATH": f"{notes}{os.pathsep}{os.environ['PATH']}"}
+    with subprocess.Popen(["bash", str(script)], stderr=subprocess.PIPE, text=True, env=os.environ | given) as running:
+        while not (notes / "started").exists():
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        _, told = running.communicate()
+    assert running.returncode == 143
+    assert ("Queued again" in told) == requeued
+    found = (notes / "requeued").read_text().split() if (notes / "requeued").exists() else []
+    assert found == ([job] if requeued else [])

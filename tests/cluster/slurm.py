@@ -117,7 +117,11 @@ KillWait=5
 MinJobAge=86400
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory=2000 State=UNKNOWN
-PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=test Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=300
+PartitionName=urgent Nodes={host} PriorityTier=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
 """)
     # SLURM_CONF is how its commands find it.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])

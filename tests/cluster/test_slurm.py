@@ -174,6 +174,20 @@ def test_a_preempted_job_ends_as_if_undisturbed(slurm: Slurm, place: Place) -> N
 
 
 @pytest.mark.full
+def test_a_job_that_gives_way_to_another_ends_its_shards_first(real: Slurm, place: Place) -> None:
+    """Where Slurm's configuration says that the signal of a job is sent at preemption too."""
+    job = real.submit("--cpus-per-task=2", **place.variables)
+    until(lambda: place.shards() >= 3)
+    urgent = real.command("sbatch", "--parsable", *real.options, "--partition=urgent", "--exclusive", "--wrap=true")
+    assert real.ended(urgent)["JobState"] == "COMPLETED"
+    ended = real.ended(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1")
+    assert "attribute was stopped when" in real.output(job)
+    assert [call["ended"] for call in place.calls()] == ["Stopped", "finished"]
+    place.require_as_undisturbed()
+
+
+@pytest.mark.full
 def test_a_job_that_was_stopped_often_enough_is_not_queued_again(fake: Slurm, place: Place) -> None:
     job = fake.submit("--cpus-per-task=2", REQUEUES=0, **place.variables)
     until(lambda: place.shards() >= 3)
@@ -268,8 +282,8 @@ def test_two_nodes_that_are_stopped_before_ray_is_there_are_queued_again(several
 def test_the_real_commands_understand_what_several_nodes_ask_of_them(real: Slurm) -> None:
     """Of one node, since a machine is one: the options of srun, and what scontrol says of an exclusive job."""
     script = (SCRIPTS / "whenwhy.sbatch").read_text()
-    [options] = re.findall(r"run srun (--.*?)\n *ray symmetric-run", script, re.DOTALL)
-    options = options.replace("\\\n", " ").replace("$nodes", "1").replace("$cpus", "1")
+    [options] = re.findall(r"run srun (.*?) ray symmetric-run", re.sub(r"\\\n *", "", script))
+    options = options.replace("$nodes", "1").replace("$cpus", "1")
     job = real.command(
         "sbatch", "--parsable", *real.options, "--exclusive", f"--wrap=srun {options} echo heard $((6 * 7))"
     )
