@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(os.environ["FAKE_SLURM"])
+ROOT = Path(os.environ.get("FAKE_SLURM", "."))
 POLL_SECONDS = 0.05
 
 #: The most tasks of an array that run at once.

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "cluster" / "slurm"
@@ -75,9 +77,15 @@ def until(holds: Callable[[], bool]) -> None:
 
 @contextmanager
 def fake_slurm(folder: Path) -> Iterator[Slurm]:
-    """The fake Slurm, with its jobs in a folder."""
+    """The fake Slurm, with its jobs in a folder; none of their processes is left after this."""
     path = os.pathsep.join([str(HERE / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    yield Slurm(os.environ | {"PATH": path, "FAKE_SLURM": str(folder), "FAKE_SLURM_PYTHON": sys.executable})
+    try:
+        yield Slurm(os.environ | {"PATH": path, "FAKE_SLURM": str(folder), "FAKE_SLURM_PYTHON": sys.executable})
+    finally:
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("FAKE_SLURM") == str(folder):
+                    process.kill()
 
 
 @contextmanager
