@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Everything they need goes into .venv (and Chromium, from the system).
+# Two commands: `make demo` and `make test`. Everything they need goes into .venv (tests: and from the system's packages).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +7,10 @@ DEMO ?= demo
 # Two workers, a file of tests each: most tests take one core.
 AT_ONCE ?= --numprocesses 2 --dist loadfile
 
-.PHONY: help demo serve test test-full lint chromium clean
+# The browser of the tests, and for the scripts in cluster/ a Slurm; names are those of Debian and Ubuntu.
+PACKAGES := chromium fonts-dejavu-core strace slurmctld slurmd slurm-client munge iproute2
+
+.PHONY: help demo serve test test-full lint system clean
 
 help:  ## What there is.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -18,10 +21,10 @@ demo: $(VENV)/demo.installed  ## Real patients, all the way to a store with thre
 serve: $(VENV)/demo.installed  ## The same, then the dashboard.
 	$(BIN)/whenwhy demo $(DEMO) --serve
 
-test: lint chromium  ## Lint, types, import layers, tests.
+test: lint system  ## Lint, types, import layers, tests.
 	$(BIN)/python -m pytest $(AT_ONCE)
 
-test-full: lint chromium  ## The same, and the suites that take long: figures on real cohorts, small benchmarks.
+test-full: lint system  ## The same, and the suites that take long: figures on real cohorts, small benchmarks.
 	$(BIN)/python -m pytest $(AT_ONCE) -m "full or not full"
 
 lint: $(VENV)/test.installed  ## Lint, types and import layers alone.
@@ -30,12 +33,15 @@ lint: $(VENV)/test.installed  ## Lint, types and import layers alone.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-chromium:  ## The browser of the tests, from the system's packages.
-	@command -v chromium >/dev/null || { \
-	  echo "Installing chromium by apt-get."; \
+system:  ## What tests need of the system's packages, by apt-get.
+	@missing=$$(for one in $(PACKAGES); do \
+	  dpkg-query -W -f '$${db:Status-Status}' $$one 2>/dev/null | grep -qx installed || echo $$one; done); \
+	[ -z "$$missing" ] || { \
+	  echo "Installing by apt-get:" $$missing; \
 	  SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
-	} || { echo "make test needs the browser Chromium: install the package chromium, then run it again." >&2; exit 2; }
+	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends $$missing; \
+	} || command -v chromium >/dev/null || { \
+	  echo "make test needs the browser Chromium: install the package chromium, then run it again." >&2; exit 2; }
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "whenwhy needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

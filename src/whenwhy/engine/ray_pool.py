@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
 #: When workers died so often and no shard was finished between, something is wrong that is no shard's fault.
@@ -37,6 +38,9 @@ MOST_DEATHS_IN_A_ROW = 30
 
 #: Actors exchange names and counts alone, so the object store is kept at Ray's smallest.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
+
+#: So long a cluster may take to be reached.
+LISTENER_SECONDS = 10.0
 
 #: So long an actor that restarts is waited for before it is stopped.
 RESTART_SECONDS = 30.0
@@ -230,6 +234,10 @@ def connect(workers: Workers) -> None:
     """Join the cluster at `ray_address`, or start Ray on this machine; one that runs already is kept."""
     if ray.is_initialized():
         return
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode != "token":
+        raise UserError(f"RAY_AUTH_MODE is '{mode}', and without a token who reaches Ray can run code: unset it.")
+    _require_listener(workers.ray_address)
     try:
         if workers.ray_address:
             ray.init(address=workers.ray_address, logging_level=logging.ERROR, log_to_driver=False)
@@ -244,6 +252,25 @@ def connect(workers: Workers) -> None:
                 log_to_driver=False,
                 object_store_memory=OBJECT_STORE_BYTES,
             )
+    except AuthenticationError:
+        raise UserError(
+            f"Ray at {workers.ray_address} wants its token: put it into RAY_AUTH_TOKEN or ~/.ray/auth_token."
+        ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"join Ray at {workers.ray_address}" if workers.ray_address else "start Ray on this machine"
-        raise UserError(f"Could not {where} ({error}): add --inline to work without Ray.") from error
+        token = "check its token (RAY_AUTH_TOKEN or ~/.ray/auth_token), or " if workers.ray_address else ""
+        told = " ".join(str(error).split())
+        raise UserError(f"Could not {where} ({told}): {token}add --inline to work without Ray.") from error
+
+
+def _require_listener(address: str | None) -> None:
+    """Raises `UserError` if nobody answers at HOST:PORT, for which Ray would wait for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENER_SECONDS).close()
+        except OSError as error:
+            raise UserError(
+                f"Nobody answers at {address} ({error.strerror or error}): name the address of a Ray cluster, or add "
+                "--inline to work without Ray."
+            ) from None
