@@ -31,11 +31,12 @@ from whenwhy.models.checkpoint import DESCRIPTION, SHIPPED, WEIGHTS, load_model
 from whenwhy.models.fitting import loss_of, weighing
 from whenwhy.models.folds import class_index, classes_in
 from whenwhy.models.logistic_regression import PENALTIES, inputs_of
+from whenwhy.models.measurements import measured, measured_sentence
 from whenwhy.models.predictions import predict, scored_shards
 from whenwhy.models.quality import calibration, calibration_of_classes, discrimination
 from whenwhy.models.recurrent import RecurrentClassifier
 from whenwhy.models.sequence_model import TWO_CLASSES, classes_of
-from whenwhy.models.training import TrainSettings, load_sequences, measured, measured_sentence, train
+from whenwhy.models.training import TrainSettings, load_sequences, train
 from whenwhy.schema import HELD_OUT, TRAIN, TUNING
 from whenwhy.server.choices import choices_of
 from whenwhy.shards import StageDirectory

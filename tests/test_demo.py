@@ -13,7 +13,7 @@ import pytest
 
 from whenwhy.events.sequences import TABLE
 from whenwhy.events.sources.nafld import INDEX_DATE
-from whenwhy.models.training import measured
+from whenwhy.models.measurements import measured
 from whenwhy.shards import StageDirectory
 from whenwhy.store import open_store
 

@@ -30,9 +30,10 @@ from whenwhy.models.checkpoint import load_model
 from whenwhy.models.fitting import loss_of, weighing
 from whenwhy.models.folds import fold_split, outcomes
 from whenwhy.models.logistic_regression import PENALTIES, inputs_of, logistic_regression
+from whenwhy.models.measurements import measured, measured_sentence
 from whenwhy.models.predictions import scored_shards
 from whenwhy.models.recurrent import RecurrentClassifier
-from whenwhy.models.training import TrainSettings, load_sequences, measured, measured_sentence, train
+from whenwhy.models.training import TrainSettings, load_sequences, train
 from whenwhy.schema import HELD_OUT, SEQUENCES, TRAIN, TUNING
 from whenwhy.shards import StageDirectory
 

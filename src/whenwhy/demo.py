@@ -18,7 +18,8 @@ from whenwhy.engine import Workers
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.events.sources import import_source
 from whenwhy.events.sources.nafld import LABELS, REPEATED_CODES
-from whenwhy.models.training import TrainSettings, measured, measured_sentence, train
+from whenwhy.models.measurements import measured, measured_sentence
+from whenwhy.models.training import TrainSettings, train
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import open_store, publish_store
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from whenwhy.attribution.attribution_directory import FITTED, GRADIENT_ROWS, PREDICTION_ROWS, ROWS
 from whenwhy.attribution.population import POPULATION, REFERENCES_TABLE
-from whenwhy.attribution.run_summary import residuals
+from whenwhy.attribution.run_summary import shard_residuals
 from whenwhy.errors import UserError
 from whenwhy.events.parquet_files import parquet_files
 from whenwhy.events.sequence_directory import TABLE
@@ -195,13 +195,8 @@ def _forget_in_stage(stage: StageDirectory, names: Sequence[str], wanted: pa.Arr
             if GRADIENT_ROWS in stage.entry(name).files:
                 gradients = stage.read(name, GRADIENT_ROWS)
                 files[GRADIENT_ROWS] = gradients.filter(pc.invert(pc.is_in(gradients["prediction_id"], ids)))
-            residual = residuals(kept)
-            summary |= {
-                "n_predictions": kept.num_rows,
-                "n_rows": kept_rows.num_rows,
-                "residual_maximum": float(residual.max(initial=0.0)),
-                "n_over_tolerance": int((residual > stage.settings["tolerance"]).sum()),
-            }
+            summary |= {"n_predictions": kept.num_rows, "n_rows": kept_rows.num_rows}
+            summary |= shard_residuals(kept, stage.settings["tolerance"])
         elif kind == "prepare":
             summary |= {
                 "n_predictions": kept.num_rows,

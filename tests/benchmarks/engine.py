@@ -87,7 +87,7 @@ def beside_bare_loop(sequences: Path, model: Path, method: str, out: Path, turns
         ours.append(attributed(sequences, model, out, method, INLINE)[1])
         if method == "integrated_gradients":
             run = StageDirectory.open(out)
-            evaluations = [run.read(name, "predictions", ["n_evaluations"]).column(0).to_numpy() for name in run.shards]
+            evaluations = [run.read(name, "predictions", ["n_nodes"]).column(0).to_numpy() for name in run.shards]
             nodes = round(float(np.concatenate(evaluations).mean()))
         begin = time.monotonic()
         for batch in batches:
@@ -103,11 +103,11 @@ def beside_bare_loop(sequences: Path, model: Path, method: str, out: Path, turns
 
 
 def two_workers(sequences: Path, model: Path, out: Path, turns: int) -> dict[str, float]:
-    """How many times one worker's rate two have, a thread each."""
+    """How many times one worker's rate two have, a thread each, their start included: of a run of some minutes."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(turns):
         for count, told in seconds.items():
-            told.append(attributed(sequences, model, out, "integrated_gradients", Workers(count=count))[1])
+            told.append(attributed(sequences, model, out, "smooth_grad", Workers(count=count))[1])
     return {"two_worker_speedup": median(seconds[1]) / median(seconds[2])}
 
 

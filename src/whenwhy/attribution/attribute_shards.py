@@ -44,7 +44,7 @@ from whenwhy.attribution.precision import (
     precision_error,
 )
 from whenwhy.attribution.registry import Fitted, method_named
-from whenwhy.attribution.run_summary import measured_here, residual_summary, residuals
+from whenwhy.attribution.run_summary import measured_here, residuals_told, shard_residuals
 from whenwhy.attribution.targets import target_named
 from whenwhy.engine import Workers, reported, run, worker_threads
 from whenwhy.errors import UserError, unknown_name
@@ -53,8 +53,8 @@ from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.locations import location, named
 from whenwhy.models.checkpoint import SHIPPED, WEIGHTS, load_model, require_same_vocabulary, vocabulary_sha256
 from whenwhy.models.foreign.named import ForeignSource
+from whenwhy.models.measurements import measured
 from whenwhy.models.sequence_model import SequenceModel
-from whenwhy.models.training import measured
 from whenwhy.shards import Json, StageDirectory
 
 #: Training predictions that a method is fitted on, in batches of so many, and those that measure the fit.
@@ -123,10 +123,7 @@ def attribute_shards(
         if set(stage.missing()).intersection(stage.shards):  # left to other parts
             return stage
         if missing:
-            told = [stage.entry(name).summary for name in stage.shards]
-            report.summary |= residual_summary(stage) | {
-                name: sum(one.get(name, 0) for one in told) for name in ("n_rows", "n_halved")
-            }
+            report.summary |= residuals_told(stage)
     if not stage.has(ABOUT):  # a model that was trained elsewhere is measured by the predictions just made
         quality = measured_here(stage, about["foreign"]["classes"])
         stage.publish(ABOUT, {VOCABULARY: of.sequences.read(VOCABULARY, VOCABULARY)}, about | {"quality": quality})
@@ -256,13 +253,9 @@ def shard_files(
     """The tables of a shard's entry, and what its manifest says of them."""
     attributed = explained(sequences, np.arange(len(sequences)), asked.precision)
     rows, predictions, gradients = attribution_tables(sequences, first_prediction_id(key), asked.target, attributed)
-    residual = residuals(predictions)
-    summary = {
-        "n_predictions": predictions.num_rows,
-        "n_rows": rows.num_rows,
-        "residual_maximum": float(residual.max(initial=0.0)),
-        "n_over_tolerance": int((residual > asked.tolerance).sum()),
-    }
+    summary = {"n_predictions": predictions.num_rows, "n_rows": rows.num_rows} | shard_residuals(
+        predictions, asked.tolerance
+    )
     files = {ROWS: rows, PREDICTION_ROWS: predictions}
     return files if gradients is None else files | {GRADIENT_ROWS: gradients}, summary
 

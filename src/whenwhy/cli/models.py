@@ -68,7 +68,8 @@ def train_command(
     ray_address: RayAddress = None,
 ) -> None:
     """A recurrent model is trained, and measured on held-out patients beside a logistic regression."""
-    from whenwhy.models.training import TrainSettings, measured, measured_sentence, train
+    from whenwhy.models.measurements import measured, measured_sentence
+    from whenwhy.models.training import TrainSettings, train
 
     settings = TrainSettings(
         architecture=architecture,
