@@ -14,8 +14,8 @@ class Stopped(Exception):  # noqa: N818 -- no error: somebody asked for it
     """A signal asked for a stop. What was finished is kept; the command line exits with status 143."""
 
 
-class UnwritableError(OSError):
-    """Something could not be written, which may go another time: a network's file system that did not answer."""
+class StorageError(OSError):
+    """What is stored could not be reached or written, which may go another time: a network that did not answer."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:

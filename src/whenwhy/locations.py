@@ -10,14 +10,16 @@ import atexit
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from whenwhy.errors import UnwritableError, UserError
+from whenwhy.errors import StorageError, UserError
 from whenwhy.working_folder import fsync, temporary_name
 
 #: What no second attempt mends. (EIO, ESTALE... of a network file system may go away.)
@@ -25,6 +27,15 @@ _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 
 #: What a link says where there are none.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+#: What an object store answers to put-if-absent where something is, and where somebody is just putting something.
+PRECONDITION_FAILED, CONFLICT = 412, 409
+
+#: How often who meets another writer tries again.
+CONFLICTS = 10
+
+#: Reads of an object store at a time.
+READERS = 16
 
 #: Names the folder of local copies to the processes that this one starts.
 _COPIES = "WHENWHY_COPIES"
@@ -40,15 +51,17 @@ def location(text: str | Path) -> Path:
         >>> location("out/seq"), is_remote(location("memory://seq"))
         (PosixPath('out/seq'), True)
     """
-    if isinstance(text, Path) or "://" not in str(text):
-        return Path(text)
-    if str(text).startswith("file://"):
-        return Path(str(text).removeprefix("file://"))
+    if not isinstance(text, str) or "://" not in text:
+        return Path(text) if isinstance(text, str) else text
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if not re.fullmatch(r"[\w+.-]+://[^/].*", text):
+        raise UserError(f"{text} names no bucket: write e.g. s3://bucket/folder.")
     from upath import UPath
 
     try:
         # A listing that is kept would not show what another machine has published.
-        found = UPath(str(text).rstrip("/"), use_listings_cache=False)
+        found = UPath(text.rstrip("/"), use_listings_cache=False)
         found.fs  # noqa: B018 -- imports the package
     except (ImportError, ValueError) as error:
         kind = str(text).partition("://")[0]
@@ -57,6 +70,21 @@ def location(text: str | Path) -> Path:
             "pip install 'whenwhy[s3]' for s3://, or give a directory."
         ) from None
     return cast(Path, found)
+
+
+def directory(text: str) -> Path:
+    """The path that a text names.
+
+    Raises:
+        UserError: it is a bucket's.
+
+    Example:
+        >>> directory("store")
+        PosixPath('store')
+    """
+    found = location(text)
+    require_local(found, "This")
+    return found
 
 
 def is_remote(where: Path) -> bool:
@@ -109,11 +137,20 @@ def publish_once(where: Path, content: bytes) -> bool:
     """
     if is_remote(where):
         with _reaching(where):
-            try:
-                _file_system(where).pipe_file(_key(where), content, mode="create")
-            except FileExistsError:
-                return False
-        return True
+            for _ in range(CONFLICTS):
+                try:
+                    _file_system(where).pipe_file(_key(where), content, mode="create")
+                except FileExistsError:
+                    return False
+                except Exception as error:
+                    status = _status_of(error)
+                    if status == PRECONDITION_FAILED:
+                        return False
+                    if status != CONFLICT:
+                        raise
+                else:
+                    return True
+            raise OSError(errno.EBUSY, "another writer is always under way")
     with _half_written(where) as temporary:
         temporary.write_bytes(content)
         fsync(temporary)
@@ -172,9 +209,8 @@ def read_all(wheres: Sequence[Path]) -> list[bytes]:
     """
     if not wheres or not is_remote(wheres[0]):
         return [where.read_bytes() for where in wheres]
-    with _reaching(wheres[0], missing=True):
-        found = _file_system(wheres[0]).cat([_key(where) for where in wheres])
-    return [bytes(found[_key(where)]) for where in wheres]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, wheres))
 
 
 def exists(where: Path) -> bool:
@@ -200,19 +236,18 @@ def names_in(folder: Path) -> list[str]:
     return sorted({name.rstrip("/").rpartition("/")[2] for name in found} - {folder.name})
 
 
-def local_copy(where: Path, sha256: str) -> Path:
-    """A path of the file at a place that other libraries can open: itself, or a copy that goes when this process ends.
+def local_copy(where: Path, sha256: str, content: Callable[[], bytes]) -> Path:
+    """A path, of a file in an object store, that other libraries can open; it goes when this process ends.
 
-    The copies of a process and of those that it starts lie in one folder, under the files' checksums.
+    The copies of a process and of those that it starts lie in one folder that is their user's alone, under the
+    files' checksums.
+
+    Args:
+        content: the file's, verified.
     """
-    if not is_remote(where):
-        return where
-    folder = _copies()
-    copy = folder / f"{sha256}{where.suffix}"
+    copy = _copies() / f"{sha256}{where.suffix}"
     if not copy.exists():
-        temporary = folder / temporary_name()
-        temporary.write_bytes(read(where))
-        temporary.replace(copy)
+        replace(copy, content())
     return copy
 
 
@@ -223,29 +258,59 @@ def workplace(where: Path) -> Path:
     """
     if not is_remote(where):
         return where
-    mine = Path(tempfile.gettempdir()) / f"whenwhy-{os.getuid()}"
-    mine.mkdir(mode=0o700, exist_ok=True)
-    told = mine.lstat()
-    if told.st_uid != os.getuid() or told.st_mode & 0o077 or mine.is_symlink():
-        raise UserError(f"{mine} is not yours alone: remove it, or set TMPDIR to a folder of your own.")
-    return mine / hashlib.sha256(str(where).encode()).hexdigest()[:16]
+    return _own_folder() / hashlib.sha256(str(where).encode()).hexdigest()[:16]
 
 
-def require_put_if_absent(where: Path, content: bytes) -> None:
-    """Raises `UserError` if an object store overwrites `content`, which is at `where`, although it was told not to."""
-    if is_remote(where) and publish_once(where, content):
+def require_put_if_absent(where: Path) -> None:
+    """Raises `UserError` if an object store overwrites what is at `where` although it is told not to: by the same."""
+    if is_remote(where) and publish_once(where, read(where)):
         raise UserError(
             f"{where}: this object store overwrites what is there (it knows no If-None-Match), so that two workers could "
             "publish the same shard: give a directory, or a store that knows it."
         )
 
 
+def _own_folder() -> Path:
+    """A folder for temporary files that is this user's alone, by name the same for all of the user's processes."""
+    mine = Path(tempfile.gettempdir()) / f"whenwhy-{os.getuid()}"
+    mine.mkdir(mode=0o700, exist_ok=True)
+    told = mine.lstat()
+    if told.st_uid != os.getuid() or told.st_mode & 0o077 or mine.is_symlink():
+        raise UserError(f"{mine} is not yours alone: remove it, or set TMPDIR to a folder of your own.")
+    return mine
+
+
 def _copies() -> Path:
+    """Where this process keeps local copies. Those of killed ones are removed."""
     named = os.environ.get(_COPIES)
     if named is None:
-        named = os.environ[_COPIES] = tempfile.mkdtemp(prefix="whenwhy-copies-")
+        for left in _own_folder().glob("copies-*"):
+            if not _lives(int(left.name.rpartition("-")[2])):
+                shutil.rmtree(left, ignore_errors=True)
+        named = os.environ[_COPIES] = str(_own_folder() / f"copies-{os.getpid()}")
+        Path(named).mkdir(exist_ok=True)
         atexit.register(shutil.rmtree, named, ignore_errors=True)
     return Path(named)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an object store's client keeps somewhere among an error's causes."""
+    while error is not None:
+        told = getattr(error, "response", None)
+        if isinstance(told, dict) and "ResponseMetadata" in told:
+            return int(told["ResponseMetadata"].get("HTTPStatusCode", 0))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _file_system(where: Path) -> Any:
@@ -279,7 +344,7 @@ def _writing(where: Path) -> Iterator[None]:
                 f"{where.parent} cannot be written to ({error.strerror}): mend that, then run the same command again to "
                 "continue."
             ) from error
-        raise UnwritableError(error.errno, error.strerror, str(where.parent)) from error
+        raise StorageError(error.errno, error.strerror, str(where.parent)) from error
 
 
 @contextmanager
@@ -296,8 +361,10 @@ def _reaching(where: Path, missing: bool = False) -> Iterator[None]:
     except Exception as error:
         if missing and isinstance(error, FileNotFoundError):
             raise
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{where} cannot be reached ({told.rstrip('.')}): check the bucket's name, the credentials and the network, "
-            "then run the same command again to continue."
-        ) from error
+        told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__:
+            raise UserError(
+                f"{where} cannot be reached ({told}): check the bucket's name and the credentials, then run the same "
+                "command again to continue."
+            ) from error
+        raise StorageError(errno.EIO, f"cannot be reached ({told})", str(where)) from error

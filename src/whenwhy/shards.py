@@ -165,9 +165,8 @@ class StageDirectory:
         for folder in (path / "data", path / "entries"):
             make_folder(folder)
         if not started:
-            told = sealed(manifest)
-            publish_once(path / "manifest.json", told)
-            require_put_if_absent(path / "manifest.json", told)
+            publish_once(path / "manifest.json", sealed(manifest))
+        require_put_if_absent(path / "manifest.json")
         found = cls.open(path)
         if found.run_id != run_id:
             raise UserError(
@@ -188,6 +187,8 @@ class StageDirectory:
         if exists(path / "manifest.json"):
             return True
         if not all(left_by_us(path / name) for name in names_in(path)):
+            if exists(path / "manifest.json"):  # published by another driver meanwhile
+                return True
             raise UserError(f"{path} is not empty and is no whenwhy directory: give --out a new directory.")
         return False
 
@@ -215,12 +216,20 @@ class StageDirectory:
             generations.append(unsealed(file, read(file), f"run the commands that wrote {path} into a new directory"))
         return cls(path, manifest, generations)
 
-    def extended(self, inputs: Json, shards: Sequence[str], besides: Sequence[str] = ()) -> StageDirectory:
-        """The directory with a further generation of entries, made from other inputs; the old ones stay as they are."""
+    def extended(self, number: int, inputs: Json, shards: Sequence[str], besides: Sequence[str] = ()) -> StageDirectory:
+        """The directory with generation `number` of entries, made from other inputs; the others stay as they are.
+
+        Raises:
+            UserError: another driver gave this number to other inputs.
+        """
         folder = self.path / "generations"
         make_folder(folder)
         told = {"inputs": inputs, "besides": list(besides), "shards": list(shards)}
-        publish_once(folder / f"{len(self.generations) + 1}.json", sealed(told))
+        file = folder / f"{number}.json"
+        if not publish_once(file, sealed(told)) and _asked(unsealed(file, read(file))) != _asked(told):
+            raise UserError(
+                f"{self.path} was given other entries as generation {number} meanwhile: run the same command again."
+            )
         return StageDirectory.open(self.path)
 
     @property
@@ -357,27 +366,57 @@ class StageDirectory:
         return told
 
     def file(self, entry: str, name: str) -> Path:
-        """The path of a finished entry's file, its checksum verified (once a process)."""
-        files = self.entry(entry).files
-        if name not in files:
-            raise UserError(f"{self.path}: entry '{entry}' has no file '{name}'.")
-        told = files[name]
+        """A local path of a finished entry's file, its checksum verified (once a process).
+
+        Of a bucket it is a copy, which goes when this process ends: for libraries that want a path.
+        """
+        told = self._file(entry, name)
         path = self.path / "data" / str(told["file"])
+        if is_remote(path):
+            return local_copy(path, told["sha256"], lambda: self.read_bytes(entry, name))
         try:
-            copy = local_copy(path, told["sha256"])
-            stat = copy.stat()
+            stat = path.stat()
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: it belongs to '{entry}'; remove {self.path} and run again.") from None
-        if _verified(copy, stat.st_size, stat.st_mtime_ns) != told["sha256"]:
-            raise UserError(
-                f"{path} is damaged (its checksum is not the recorded one): remove it and "
-                f"{self.path / 'entries' / (entry + '.json')}, and run the command again."
-            )
-        return copy
+            raise self._missing(path, entry) from None
+        if _verified(path, stat.st_size, stat.st_mtime_ns) != told["sha256"]:
+            raise self._damaged(path, entry)
+        return path
+
+    def read_bytes(self, entry: str, name: str) -> bytes:
+        """A finished entry's file, its checksum verified."""
+        told = self._file(entry, name)
+        path = self.path / "data" / str(told["file"])
+        for _ in range(2 if is_remote(path) else 1):  # what came badly over a network may come well again
+            try:
+                content = read(path)
+            except FileNotFoundError:
+                raise self._missing(path, entry) from None
+            if hashlib.sha256(content).hexdigest() == told["sha256"]:
+                return content
+        raise self._damaged(path, entry)
 
     def read(self, entry: str, name: str, columns: list[str] | None = None) -> pa.Table:
         """A table of a finished entry, its checksum verified."""
+        if is_remote(self.path):
+            return pq.read_table(pa.BufferReader(self.read_bytes(entry, name)), columns=columns)
         return pq.read_table(self.file(entry, name), columns=columns)
+
+    def _file(self, entry: str, name: str) -> Json:
+        """What an entry's manifest says of a file."""
+        files = self.entry(entry).files
+        if name not in files:
+            raise UserError(f"{self.path}: entry '{entry}' has no file '{name}'.")
+        return files[name]
+
+    def _missing(self, path: Path, entry: str) -> UserError:
+        manifest = self.path / "entries" / f"{entry}.json"
+        return UserError(f"{path} is missing: remove {manifest}, to which it belongs, and run the command again.")
+
+    def _damaged(self, path: Path, entry: str) -> UserError:
+        return UserError(
+            f"{path} is damaged (its checksum is not the recorded one): remove it and "
+            f"{self.path / 'entries' / (entry + '.json')}, and run the command again."
+        )
 
 
 @lru_cache(maxsize=65536)
@@ -402,6 +441,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
         write_statistics=with_statistics(table.schema),
     )
     return buffer.getvalue()
+
+
+def _asked(told: Json) -> Json:
+    """What a generation is, wherever its inputs lie."""
+    inputs = {name: {k: v for k, v in value.items() if k != "path"} for name, value in told["inputs"].items()}
+    return told | {"inputs": inputs}
 
 
 def _difference(found: Json, asked: Json) -> str:

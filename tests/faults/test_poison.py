@@ -86,8 +86,8 @@ def test_a_table_that_verifies_but_cannot_be_read_is_quarantined(whenwhy: Comman
     assert all(kept.entry(name).files == mended.entry(name).files for name in entries(out))
 
 
-def reader_of(pipe: Path, pid: int) -> psutil.Process | None:
-    """The process below another that has opened a pipe, if one does."""
+def killed_at(pipe: Path, pid: int) -> int | None:
+    """The process below another that had opened a pipe and is killed now, if one had: it read nothing, no end either."""
     try:
         writing = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:  # nobody reads
@@ -103,8 +103,11 @@ def reader_of(pipe: Path, pid: int) -> psutil.Process | None:
         return bool(found)
 
     until(opened)
+    found[0].kill()
+    with suppress(psutil.TimeoutExpired):
+        found[0].wait(60)
     os.close(writing)
-    return found[0]
+    return found[0].pid
 
 
 def test_a_shard_whose_worker_is_killed_each_time_is_quarantined(whenwhy: Command, tmp_path: Path) -> None:
@@ -122,10 +125,9 @@ def test_a_shard_whose_worker_is_killed_each_time_is_quarantined(whenwhy: Comman
         if running.over():
             return True
         with suppress(psutil.NoSuchProcess):
-            reader = reader_of(file, running.pid)
-            if reader is not None and reader.pid not in killed:
-                reader.kill()
-                killed.append(reader.pid)
+            reader = killed_at(file, running.pid)
+            if reader is not None and reader not in killed:
+                killed.append(reader)
         return False
 
     until(one_more_killed, 180)

@@ -21,8 +21,13 @@ SLOW = """
 import os, sys, time
 from dataclasses import dataclass
 from pathlib import Path
+from functools import partial
+
 from whenwhy.engine import Workers, run
 from whenwhy.errors import Stopped
+
+loop = sys.modules["whenwhy.engine.run"]
+loop.stopping_on_signal = partial(loop.stopping_on_signal, grace=3600)  # a second signal alone drops anything
 
 @dataclass(frozen=True)
 class Slow:

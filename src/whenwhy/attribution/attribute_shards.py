@@ -187,8 +187,9 @@ def begun(sequences_path: Path, model: Path | ForeignSource, out: Path, settings
         ],
         code_version=__version__,
     )
-    for generation in sequences.generations[len(stage.generations) :]:
-        stage = stage.extended(generation["inputs"], generation["shards"])
+    for number, generation in enumerate(sequences.generations, start=1):
+        if number > len(stage.generations):
+            stage = stage.extended(number, generation["inputs"], generation["shards"])
     vocabulary = {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}
     if "quality" in about and not stage.has(ABOUT):
         stage.publish(ABOUT, vocabulary, about)

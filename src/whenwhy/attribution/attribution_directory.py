@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from whenwhy.attribution.registry import Fitted
 from whenwhy.events.sequence_directory import shard_place
@@ -40,5 +40,5 @@ def read_fitted(stage: StageDirectory, device: torch.device | str = "cpu") -> Fi
     """What a run's method learned, as the run keeps it; None: the method learns nothing."""
     if FITTED not in stage.needs:
         return None
-    tensors = load_file(stage.file(FITTED, FITTED_TENSORS), device=str(device))
+    tensors = {n: t.to(device) for n, t in load(stage.read_bytes(FITTED, FITTED_TENSORS)).items()}
     return Fitted(tensors, stage.entry(FITTED).summary)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -39,6 +41,7 @@ def main() -> NoReturn:
     if debug:
         sys.argv.remove("--debug")
         os.environ["WHENWHY_DEBUG"] = "1"
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         # Typer gives the status of an early end, 130 for Ctrl-C, as the answer.
         status = app(standalone_mode=False)
@@ -61,6 +64,12 @@ def main() -> NoReturn:
             raise
         sys.stderr.write(f"Unexpected {type(error).__name__}: {error} (add --debug for the traceback).\n")
         sys.exit(1)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """What SIGTERM does outside of the engine's passes: the end, with temporary files removed."""
+    sys.stderr.write("Stopped; what was finished is kept: run the same command again to continue.\n")
+    sys.exit(TERMINATED)
 
 
 def _sentence(error: Exception) -> str:

@@ -22,7 +22,7 @@ from whenwhy.cli.shared import (
     workers_of,
 )
 from whenwhy.errors import UserError
-from whenwhy.locations import location
+from whenwhy.locations import directory, location
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 @app.command("demo")
 def demo_command(
-    folder: Annotated[Path, typer.Argument(help="Where everything is kept.", metavar="[DIR]")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(parser=directory, help="Where everything is kept.", metavar="[DIR]")] = Path(
+        "demo"
+    ),
     serve: Annotated[bool, typer.Option("--serve", help="Then serve the dashboard.")] = False,
     port: Annotated[int, typer.Option(help="The dashboard's port.", min=0, max=65535)] = 5006,
     workers: WorkerCount = None,
@@ -120,7 +122,7 @@ def _inputs_and_out(source: Source, paths: list[Path], out_path: Path | None) ->
 
 @app.command("validate")
 def validate_command(
-    meds: Annotated[Path, typer.Argument(help="A MEDS data set.", metavar="MEDS")],
+    meds: Annotated[Path, typer.Argument(parser=directory, help="A MEDS data set.", metavar="MEDS")],
     workers: WorkerCount = None,
 ) -> None:
     """What is wrong with a MEDS data set, per file and with counts, and what --repair would do about it."""
@@ -135,8 +137,8 @@ def validate_command(
 
 @app.command("prepare")
 def prepare_command(
-    meds: Annotated[Path, typer.Argument(help="A MEDS data set.", metavar="MEDS")],
-    labels: Annotated[Path, typer.Option(help="MEDS labels: a Parquet file or a folder of them.")],
+    meds: Annotated[Path, typer.Argument(parser=directory, help="A MEDS data set.", metavar="MEDS")],
+    labels: Annotated[Path, typer.Option(parser=directory, help="MEDS labels: a Parquet file or a folder of them.")],
     out_path: Annotated[
         Path,
         typer.Option("--out", parser=location, help="The directory of sequences to write or resume.", metavar="SEQ"),

@@ -23,7 +23,7 @@ from whenwhy.cli.shared import (
     workers_of,
 )
 from whenwhy.errors import UserError
-from whenwhy.locations import location
+from whenwhy.locations import directory, location
 
 if TYPE_CHECKING:
     from whenwhy.models.foreign.named import ForeignSource
@@ -101,7 +101,9 @@ def predict_command(
     model: Annotated[
         Path, typer.Option(parser=location, help="The directory that `whenwhy train` wrote.", metavar="MODEL")
     ],
-    out_path: Annotated[Path, typer.Option("--out", help="The Parquet file to write.", metavar="FILE")],
+    out_path: Annotated[
+        Path, typer.Option("--out", parser=directory, help="The Parquet file to write.", metavar="FILE")
+    ],
     split: Annotated[
         str, typer.Option(help="train, tuning, held_out or all, of the data set's own split.")
     ] = "held_out",
@@ -200,8 +202,8 @@ def attribute_command(
     source = _source(model, weights, arguments, output, static_in, classes, vocabulary, trust)
     who, mine = workers_of(workers, inline, ray_address, gpus_per_worker, threads), _part(part)
     stage = attribute_shards(sequences, source, out_path, settings, who, mine)
-    if stage.missing():
-        others = len(stage.missing())
+    others = len(set(stage.missing()).intersection(stage.shards))
+    if others:
         out.print(
             f"Wrote part {part} of {out_path} (run {stage.run_id}): {others} of {len(stage.shards)} shards are left to "
             "other parts; when they have ended, the same command without --part ends the run.",

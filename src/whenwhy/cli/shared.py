@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from whenwhy.errors import UserError
-from whenwhy.locations import location
+from whenwhy.locations import directory, location
 
 if TYPE_CHECKING:
     from whenwhy.engine import Workers
@@ -32,7 +32,10 @@ Sequences = Annotated[
         parser=location, help="What `whenwhy prepare` wrote: a directory, or s3://bucket/folder.", metavar="SEQ"
     ),
 ]
-StorePath = Annotated[Path, typer.Argument(help="The store that `whenwhy aggregate` published.", metavar="STORE")]
+StorePath = Annotated[
+    Path,
+    typer.Argument(parser=directory, help="The store that `whenwhy aggregate` published.", metavar="STORE"),
+]
 WorkerCount = Annotated[
     int | None, typer.Option("--workers", min=1, help="Workers; by default one a GPU, or one a core.")
 ]

@@ -19,7 +19,7 @@ from whenwhy.cli.shared import (
     serve_store,
 )
 from whenwhy.errors import UserError
-from whenwhy.locations import location
+from whenwhy.locations import directory, location
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,9 @@ def aggregate_command(
         list[Path],
         typer.Argument(parser=location, help="What `whenwhy attribute` wrote, one a run.", metavar="ATTR..."),
     ],
-    out_path: Annotated[Path, typer.Option("--out", help="The store to publish a version in.", metavar="STORE")],
+    out_path: Annotated[
+        Path, typer.Option("--out", parser=directory, help="The store to publish a version in.", metavar="STORE")
+    ],
     time_bin_hours: Annotated[int | None, typer.Option(help="Width of a time bin; by default a readable one.")] = None,
     memory_limit: Annotated[str, typer.Option(help="Of each DuckDB.")] = "1GB",
     workers: WorkerCount = None,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from whenwhy.engine.memory import device_peak_bytes, keep_freed_memory
-from whenwhy.engine.progress import Progress
+from whenwhy.engine.progress import Progress, console
 from whenwhy.engine.run import Outcome, Task, Workers
 from whenwhy.engine.threads import set_worker_threads
 from whenwhy.errors import UserError
@@ -33,9 +35,6 @@ import ray
 from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
 
-#: When workers died so often and no shard was finished between, something is wrong that is no shard's fault.
-MOST_DEATHS_IN_A_ROW = 30
-
 #: Actors exchange names and counts alone, so the object store is kept at Ray's smallest.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -44,6 +43,9 @@ LISTENER_SECONDS = 10.0
 
 #: So long an actor that restarts is waited for before it is stopped.
 RESTART_SECONDS = 30.0
+
+#: So long nobody may work before people are told.
+NOBODY_SECONDS = 60.0
 
 #: How often who waits for workers looks around.
 LOOK_SECONDS = 0.5
@@ -80,11 +82,15 @@ class RayPool:
         # Restarted by Ray whenever one dies, and counted here: a shard is tried three times, whoever tries.
         self.made = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0)
         self.threads = workers.threads
-        self.free: list[Any] = [self.made.remote(self.threads) for _ in range(count)]
+        # Free once it is there: one that finds no place must not hold a shard.
+        self.free: list[Any] = []
+        self.starting: dict[Any, Any] = {}
+        for _ in range(count):
+            self._start(self.made.remote(self.threads))
+        self.begun_waiting: float | None = time.monotonic()
+        self.ending = False
         self.name, self.count = f"{count} Ray actors", count
         self.working: dict[Any, tuple[Any, str]] = {}
-        self.restarting: dict[Any, Any] = {}
-        self.deaths_in_a_row = 0
         self.number = 0
         self.task: Any = None
         self.gauges = Gauges()
@@ -104,11 +110,12 @@ class RayPool:
         self.working[actor.work.remote(self.number, self.task, key)] = (actor, key)
 
     def next(self) -> Outcome | None:
-        found, _ = ray.wait([*self.working, *self.restarting], num_returns=1, timeout=LOOK_SECONDS)
+        found, _ = ray.wait([*self.working, *self.starting], num_returns=1, timeout=LOOK_SECONDS)
         if not found:
+            self._say_if_nobody_works()
             return None
-        if found[0] in self.restarting:
-            self._restarted(found[0])
+        if found[0] in self.starting:
+            self._started(found[0])
             return None
         actor, key = self.working.pop(found[0])
         try:
@@ -117,52 +124,61 @@ class RayPool:
             cause = error.cause
             outcome = Outcome(key, error=cause if isinstance(cause, Exception) else error)
         except RayActorError as error:
-            self.deaths_in_a_row += 1
-            if self.deaths_in_a_row > MOST_DEATHS_IN_A_ROW:
-                raise UserError(
-                    f"workers died {self.deaths_in_a_row} times without a shard finished between "
-                    f"({str(error).splitlines()[0]}): look for a lack of memory, then run the same command again to continue."
-                ) from error
             # It may take long, on another machine perhaps: the others go on meanwhile.
-            self.restarting[actor.__ray_ready__.remote()] = actor
-            return Outcome(key, error=error)
+            self._start(actor)
+            return Outcome(key, error=error, died=True)
         except RayError as error:
             outcome = Outcome(key, error=error)
         else:
-            self.deaths_in_a_row = 0
             outcome = Outcome(key, amount, None, device_bytes)
         self.free.append(actor)
         return outcome
 
-    def _restarted(self, ready: Any) -> None:
-        """An actor that died is free again; or a new one stands for it, if Ray has given it up."""
-        actor = self.restarting.pop(ready)
+    def _start(self, actor: Any) -> None:
+        self.starting[actor.__ray_ready__.remote()] = actor
+
+    def _started(self, ready: Any) -> None:
+        """An actor is free; or a new one stands for it, if Ray has given it up."""
+        actor = self.starting.pop(ready)
         try:
             ray.get(ready)
         except ActorUnavailableError:  # not yet
             time.sleep(LOOK_SECONDS)
-            self.restarting[actor.__ray_ready__.remote()] = actor
-            return
+            self._start(actor)
         except RayError:
-            actor = self.made.remote(self.threads)
-        self.free.append(actor)
+            time.sleep(LOOK_SECONDS)
+            self._start(self.made.remote(self.threads))
+        else:
+            self.free.append(actor)
+            self.begun_waiting = None
+
+    def _say_if_nobody_works(self) -> None:
+        if self.begun_waiting is not None and time.monotonic() - self.begun_waiting > NOBODY_SECONDS:
+            self.begun_waiting = None
+            console.print(
+                f"No worker has found a place for {NOBODY_SECONDS:.0f} seconds: the cluster's cores or GPUs are in use, or each "
+                "worker asks for more than a machine has.",
+                soft_wrap=True,
+            )
 
     def measure(self, progress: Progress, outcome: Outcome) -> None:
         self.gauges.measure(progress, outcome)
 
-    def abandon(self) -> None:
+    def abandon(self, ending: bool) -> None:
+        self.ending = ending
         for actor, _ in self.working.values():
             ray.kill(actor)
-            self.free.append(self.made.remote(self.threads))
+            if not ending:
+                self._start(self.made.remote(self.threads))
         self.working.clear()
 
     def close(self) -> None:
         # Ray 2.60 keeps the cores of an actor that is killed while it restarts.
         deadline = time.monotonic() + RESTART_SECONDS
-        while self.restarting and time.monotonic() < deadline:
-            for ready in ray.wait(list(self.restarting), num_returns=1, timeout=LOOK_SECONDS)[0]:
-                self._restarted(ready)
-        for actor in [*self.free, *self.restarting.values(), *(actor for actor, _ in self.working.values())]:
+        while self.starting and not self.ending and time.monotonic() < deadline:
+            for ready in ray.wait(list(self.starting), num_returns=1, timeout=LOOK_SECONDS)[0]:
+                self._started(ready)
+        for actor in [*self.free, *self.starting.values(), *(actor for actor, _ in self.working.values())]:
             ray.kill(actor)
 
 
@@ -205,29 +221,31 @@ def shares(workers: Workers, nodes: Sequence[Mapping[str, float]], at_most: int)
         >>> shares(Workers(gpus_per_worker=0.25), [{"CPU": 16, "GPU": 2}], 100)
         (8, 1.0, 0.25)
     """
-    cores = max(1.0, sum(node.get("CPU", 0) for node in nodes))
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if workers.gpus_per_worker is not None:
         if not gpus:
             raise UserError(
                 "--gpus-per-worker: there is no GPU here: leave it out, or name a --ray-address that has some."
             )
-        most = gpus * int(1 / workers.gpus_per_worker + 1e-6)
-        count, gpu = workers.count or most, workers.gpus_per_worker
-        if count > most:
+        on_each = int(1 / workers.gpus_per_worker + 1e-6)
+        count, gpu = workers.count or gpus * on_each, workers.gpus_per_worker
+        if count > gpus * on_each:
             raise UserError(
                 f"--workers {count} with --gpus-per-worker {gpu:g} need more than the {gpus} GPUs here: give at most "
-                f"{most} workers, or a smaller part to each."
+                f"{gpus * on_each} workers, or a smaller part to each."
             )
     elif gpus:
         count = workers.count or gpus
-        gpu = 1 / -(-count // gpus)
+        on_each = -(-count // gpus)
+        gpu = 1 / on_each
     else:
+        cores = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
         fit = sum(int(node.get("CPU", 0) // workers.threads) for node in nodes)
-        count, gpu = workers.count or max(1, fit), 0.0
-    count = min(count, at_most)
-    fit = sum(int(node.get("CPU", 0) // workers.threads) for node in nodes)
-    return count, float(workers.threads) if count <= fit else 1 / -(-count // int(cores)), float(gpu)
+        count = min(workers.count or max(1, fit), at_most)
+        return count, float(workers.threads) if count <= fit else 1 / -(-count // cores), 0.0
+    # Each GPU's workers find cores beside it.
+    cpu = min(node.get("CPU", 0) / (int(node["GPU"]) * on_each) for node in nodes if node.get("GPU", 0) >= 1)
+    return min(count, at_most), min(float(workers.threads), int(cpu * 1000) / 1000), float(gpu)
 
 
 def connect(workers: Workers) -> None:
@@ -238,6 +256,7 @@ def connect(workers: Workers) -> None:
     if mode != "token":
         raise UserError(f"RAY_AUTH_MODE is '{mode}', and without a token who reaches Ray can run code: unset it.")
     _require_listener(workers.ray_address)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if workers.ray_address:
             ray.init(address=workers.ray_address, logging_level=logging.ERROR, log_to_driver=False)
@@ -261,6 +280,11 @@ def connect(workers: Workers) -> None:
         token = "check its token (RAY_AUTH_TOKEN or ~/.ray/auth_token), or " if workers.ray_address else ""
         told = " ".join(str(error).split())
         raise UserError(f"Could not {where} ({told}): {token}add --inline to work without Ray.") from error
+
+    finally:
+        # Ray ends the process with status 15.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _require_listener(address: str | None) -> None:

@@ -16,10 +16,10 @@ from typing import Protocol
 from whenwhy.engine.memory import device_peak_bytes, keep_freed_memory
 from whenwhy.engine.progress import Progress, console
 from whenwhy.engine.report import note_pass
-from whenwhy.engine.schedule import MAX_ATTEMPTS, Schedule
+from whenwhy.engine.schedule import MAX_ATTEMPTS, MOST_DEATHS_IN_A_ROW, Schedule
 from whenwhy.engine.stopping import TimeIsUp, stopping_on_signal
 from whenwhy.engine.threads import set_worker_threads
-from whenwhy.errors import Stopped, UnwritableError, UserError
+from whenwhy.errors import Stopped, StorageError, UserError
 
 
 class Task(Protocol):
@@ -59,7 +59,7 @@ class Outcome:
 
     Attributes:
         amount: units of work.
-        error: why it failed.
+        error: why it failed; died: its worker's process went with it.
         device_bytes: the most GPU memory that its worker ever held.
     """
 
@@ -67,6 +67,7 @@ class Outcome:
     amount: int = 0
     error: Exception | None = None
     device_bytes: int = 0
+    died: bool = False
 
 
 class Pool(Protocol):
@@ -96,8 +97,8 @@ class Pool(Protocol):
         """Tells whoever watches from outside."""
         ...
 
-    def abandon(self) -> None:
-        """Lets go of what is still under way."""
+    def abandon(self, ending: bool) -> None:
+        """Lets go of what is still under way; `ending`: for good, and soon."""
         ...
 
     def close(self) -> None: ...
@@ -138,7 +139,7 @@ class InlinePool:
     def measure(self, progress: Progress, outcome: Outcome) -> None:
         pass
 
-    def abandon(self) -> None:
+    def abandon(self, ending: bool) -> None:
         self.key = None
 
     def close(self) -> None:
@@ -223,7 +224,7 @@ def run(
 
 def _pass(task: Task, schedule: Schedule, progress: Progress, pool: Pool) -> bool:
     """The keys done by a pool; whether a stop was asked for when all had been done."""
-    stage = progress.stage
+    stage, deaths = progress.stage, 0
     pool.begin(task)
     with stopping_on_signal(pool.here) as stopping, _noted(progress, pool, schedule), progress:
         try:
@@ -236,14 +237,20 @@ def _pass(task: Task, schedule: Schedule, progress: Progress, pool: Pool) -> boo
                 if outcome.error is None and schedule.done(outcome.key):
                     progress.advance(outcome.key, outcome.amount, outcome.device_bytes)
                 pool.measure(progress, outcome)
+                deaths = deaths + 1 if outcome.died else 0
                 if outcome.error is None:
                     continue
+                if deaths > max(MOST_DEATHS_IN_A_ROW, 3 * pool.count) and not stopping.asked:
+                    raise UserError(
+                        f"workers died {deaths} times without a shard finished between ({_short(outcome.error)}): look for a "
+                        "lack of memory, then run the same command again to continue."
+                    )
                 if stopping.asked:  # its worker may have got the signal too
                     schedule.dropped(outcome.key)
                 elif isinstance(outcome.error, UserError) or os.environ.get("WHENWHY_DEBUG"):
                     raise outcome.error
                 elif schedule.failed(outcome.key, outcome.error):
-                    if isinstance(outcome.error, UnwritableError):  # no fault of the shard's
+                    if isinstance(outcome.error, StorageError):  # no fault of the shard's
                         raise outcome.error
                     console.print(
                         f"{stage}: {outcome.key} is quarantined after {MAX_ATTEMPTS} attempts: {_short(outcome.error)}",
@@ -252,7 +259,7 @@ def _pass(task: Task, schedule: Schedule, progress: Progress, pool: Pool) -> boo
         except TimeIsUp:
             pass
         finally:
-            pool.abandon()
+            pool.abandon(stopping.asked)
     if stopping.asked and progress.finished < progress.total:
         raise Stopped(
             f"{stage} was stopped when {progress.finished} of {progress.total} entries were finished: run the same command "
@@ -293,7 +300,7 @@ def _noted(progress: Progress, pool: Pool, schedule: Schedule) -> Iterator[None]
                 f"{progress.unit}_per_second": round(progress.amount / max(seconds, 1e-9), 1),
                 "device_peak_bytes": progress.device_bytes,
                 "failed_attempts": dict(schedule.attempts),
-                "given_twice": sorted(schedule.doubled),
+                "given_twice": sorted(schedule.given_twice),
                 # Not what errors say, which may quote data.
                 "quarantined": {key: type(error).__name__ for key, error in schedule.quarantined.items()},
             }

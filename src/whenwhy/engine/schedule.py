@@ -10,6 +10,10 @@ from statistics import median
 #: How often a shard is tried before it is quarantined by name.
 MAX_ATTEMPTS = 3
 
+#: When workers died so often, or thrice each, and no shard was finished between, something is wrong that is no shard's
+#: fault.
+MOST_DEATHS_IN_A_ROW = 30
+
 #: A shard is slow when it takes so many times as long as the others did, and so many seconds more.
 SLOW_TIMES, SLOW_SECONDS = 3.0, 10.0
 
@@ -39,6 +43,7 @@ class Schedule:
         self.seconds: list[float] = []
         self.attempts: Counter[str] = Counter()
         self.doubled: set[str] = set()
+        self.given_twice: set[str] = set()
         self.quarantined: dict[str, Exception] = {}
         self.settled: set[str] = set()
 
@@ -64,6 +69,7 @@ class Schedule:
             return None
         key = min(late, key=self.begun.__getitem__)
         self.doubled.add(key)
+        self.given_twice.add(key)
         return key
 
     def done(self, key: str) -> bool:
@@ -75,12 +81,17 @@ class Schedule:
     def failed(self, key: str, error: Exception) -> bool:
         """True if a key is quarantined now, after so many attempts; else it waits again, unless another worker has it."""
         self.attempts[key] += 1
-        if self.under_way[key] > 1 or key in self.settled:
+        if key in self.settled:
             self.under_way[key] -= 1
             return False
         if self.attempts[key] >= MAX_ATTEMPTS:
             self.quarantined[key] = error
             return self._settled(key)
+        if self.under_way[key] > 1:  # the other worker may be the one that hangs
+            self.under_way[key] -= 1
+            self.doubled.discard(key)
+            return False
+        self.doubled.discard(key)
         del self.under_way[key], self.begun[key]
         self.waiting.append(key)
         return False

@@ -96,7 +96,7 @@ class Layout:
         np.savez(file, **{name.name: getattr(self, name.name) for name in fields(self)})
 
     @classmethod
-    def load(cls, file: Path) -> Layout:
+    def load(cls, file: Path | IO[bytes]) -> Layout:
         """What `save` wrote."""
         with np.load(file) as arrays:
             told = dict(arrays)

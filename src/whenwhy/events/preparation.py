@@ -161,7 +161,7 @@ class Preparation:
         self.dataset, self.cohort, self.settings = dataset, cohort, settings
         self.workers = workers if workers != Workers() or _rows_of(dataset) > MOST_ROWS_INLINE else Workers(inline=True)
         self.memory_limit, self.repair = memory_limit, repair
-        self.out, self.here = out, workplace(out)
+        self.out, self.here = out, workplace(out).resolve()
         self.scratch = self.here / SCRATCH
         self.report: Json = {}
         self.notes = FittingNotes()
@@ -175,16 +175,18 @@ class Preparation:
                 "--ray-address."
             )
         self.made = [folder for folder in (self.here, *self.here.parents) if not folder.exists()]
-        self.open.enter_context(alone(self.here))
-        remove_temporaries(self.here)
-        self.cohort.save(new_scratch(self.here))
-        self.pool = self.open.enter_context(kept_pool(self.workers))
+        with ExitStack() as opening:
+            opening.enter_context(alone(self.here))
+            remove_temporaries(self.here)
+            opening.callback(remove_scratch, self.here)
+            self.cohort.save(new_scratch(self.here))
+            self.pool = opening.enter_context(kept_pool(self.workers))
+            self.open = opening.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        remove_scratch(self.here)
         self.open.close()
         if (error is not None or is_remote(self.out)) and not any(self.here.iterdir()):
             for folder in self.made:  # nothing was begun

@@ -63,7 +63,7 @@ def scanned(
     cohort.save(scratch)
     chunks = planned_chunks(dataset.files)
     task = ScanChunk(
-        tuple(str(file) for file in dataset.files),
+        tuple(str(file.resolve()) for file in dataset.files),
         tuple(chunks),
         str(scratch),
         tuple(without),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pyarrow as pa
 
@@ -33,6 +35,6 @@ def shard_place(name: str) -> tuple[int, int]:
 
 def read_layout(stage: StageDirectory) -> tuple[Layout, np.ndarray, pa.Table]:
     """How provisional feature values become final ones, and the table of those, counts still null."""
-    layout = Layout.load(stage.file(LAYOUT, LAYOUT_FILE))
-    place = np.load(stage.file(LAYOUT, PLACE_FILE))
+    layout = Layout.load(BytesIO(stage.read_bytes(LAYOUT, LAYOUT_FILE)))
+    place = np.load(BytesIO(stage.read_bytes(LAYOUT, PLACE_FILE)))
     return layout, place, stage.read(LAYOUT, VOCABULARY)

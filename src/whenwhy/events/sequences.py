@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from whenwhy.events.prepare_settings import PrepareSettings
 from whenwhy.events.sequence_directory import LAYOUT, NOTES_FILE, REPORT, TABLE, VOCABULARY, shard_names
 from whenwhy.locations import is_remote, workplace
 from whenwhy.shards import Json, StageDirectory, content_sha256
-from whenwhy.working_folder import remove_scratch, remove_temporaries
+from whenwhy.working_folder import alone, remove_scratch, remove_temporaries
 
 __all__ = ["TABLE", "VOCABULARY", "PrepareSettings", "add_generation", "prepare"]
 
@@ -132,11 +133,11 @@ def add_generation(
         reported(out),
         Preparation(dataset, cohort, settings, out, workers or Workers(), memory_limit, repair) as preparation,
     ):
-        notes = json.loads(stage.file(LAYOUT, NOTES_FILE).read_bytes())
+        notes = json.loads(stage.read_bytes(LAYOUT, NOTES_FILE))
         preparation.scan(notes["anchor"])
         preparation.given_layout(stage, number)
         if number > len(known):
-            stage = stage.extended(inputs, shard_names(number, cohort.shards), [f"{REPORT}-g{number}"])
+            stage = stage.extended(number, inputs, shard_names(number, cohort.shards), [f"{REPORT}-g{number}"])
         preparation.write(stage, None, generation=number)
     return stage
 
@@ -157,8 +158,9 @@ def opened(meds_path: Path, labels_path: Path, shard_size: int, repair: bool) ->
 def _tidy(out: Path) -> None:
     """Removes what a call left that was killed at its very end."""
     here = workplace(out)
-    remove_scratch(here)
-    remove_temporaries(here)
+    with suppress(UserError), alone(here):  # another call may be at work
+        remove_scratch(here)
+        remove_temporaries(here)
 
 
 def apart(out: Path, *inputs: Path) -> None:

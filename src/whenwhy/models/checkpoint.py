@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from whenwhy.errors import UserError, unknown_name
+from whenwhy.locations import location
 from whenwhy.models.architectures import ARCHITECTURES
 from whenwhy.models.sequence_model import SequenceModel
 from whenwhy.shards import Json, StageDirectory
@@ -32,13 +33,13 @@ def load_model(directory: StageDirectory | Path | str, device: torch.device | st
     Example: `load_model("demo/model")`
     """
     if not isinstance(directory, StageDirectory):
-        directory = StageDirectory.open(Path(directory), "train").require_complete()
-    description = json.loads(directory.file(SHIPPED, DESCRIPTION).read_bytes())
+        directory = StageDirectory.open(location(directory), "train").require_complete()
+    description = json.loads(directory.read_bytes(SHIPPED, DESCRIPTION))
     name = description["architecture"]
     if name not in ARCHITECTURES:
         raise unknown_name("architecture", name, ARCHITECTURES, str(directory.path))
     model = ARCHITECTURES[name](**description["arguments"])
-    weights = load_file(directory.file(SHIPPED, WEIGHTS))
+    weights = load(directory.read_bytes(SHIPPED, WEIGHTS))
     broken = [tensor for tensor, values in weights.items() if not torch.isfinite(values).all()]
     if broken:
         raise UserError(f"{directory.path} has weights that are not finite ({', '.join(broken)}): train it again.")
@@ -53,7 +54,7 @@ def vocabulary_sha256(sequences: StageDirectory) -> str:
 
 def require_same_vocabulary(model: StageDirectory, sequences: StageDirectory) -> None:
     """Raises `UserError` unless the model was trained on these very feature values: ids mean nothing otherwise."""
-    description = json.loads(Path(model.file(SHIPPED, DESCRIPTION)).read_bytes())
+    description = json.loads(model.read_bytes(SHIPPED, DESCRIPTION))
     if description["vocabulary_sha256"] != vocabulary_sha256(sequences):
         raise UserError(
             f"{model.path} was trained on other feature values than {sequences.path} has: "

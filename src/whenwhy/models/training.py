@@ -20,7 +20,7 @@ from whenwhy.engine import Workers, reported, run, worker_threads
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.sequence_batch import Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY
-from whenwhy.locations import location, named, workplace
+from whenwhy.locations import is_remote, location, named, workplace
 from whenwhy.models.architectures import ARCHITECTURES, model_arguments
 from whenwhy.models.checkpoint import checkpoint_files, vocabulary_sha256
 from whenwhy.models.fit_state import forget
@@ -121,7 +121,9 @@ def train(sequences_path: Path, out: Path, settings: TrainSettings, workers: Wor
 
 def scratch_of(stage: StageDirectory) -> Path:
     """Where unfinished folds keep their state."""
-    return workplace(stage.path) / "scratch"
+    here = workplace(stage.path)
+    # A bucket's lies outside of what people remove with it: another run must not find it.
+    return here / (stage.run_id if is_remote(stage.path) else "scratch")
 
 
 def column(told: pa.Table, name: str) -> np.ndarray:
@@ -256,5 +258,5 @@ def load_sequences(directory: StageDirectory | Path | str) -> Sequences:
     Example: `load_sequences("demo/sequences").batch(np.arange(32))`
     """
     if not isinstance(directory, StageDirectory):
-        directory = StageDirectory.open(Path(directory), "prepare").require_complete()
+        directory = StageDirectory.open(location(directory), "prepare").require_complete()
     return Sequences(pa.concat_tables([directory.read(name, TABLE) for name in directory.shards]))
