@@ -47,6 +47,9 @@ RESTART_SECONDS = 30.0
 #: So long nobody may work before people are told.
 NOBODY_SECONDS = 60.0
 
+#: Of every Ray that this process starts: Ray reads the first one, and keeps to it.
+OWN_TOKEN = secrets.token_hex(32)
+
 #: How often who waits for workers looks around.
 LOOK_SECONDS = 0.5
 
@@ -262,7 +265,7 @@ def connect(workers: Workers) -> None:
             ray.init(address=workers.ray_address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             # A token of this process alone, known to its children by the environment: nothing is written.
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            os.environ["RAY_AUTH_TOKEN"] = OWN_TOKEN
             ray.init(
                 address="local",
                 num_cpus=workers.count and workers.count * workers.threads,
