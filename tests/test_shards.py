@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whenwhy.errors import UserError
-from whenwhy.shards import StageDirectory, canonical, run_id_of
+from whenwhy.manifests import canonical
+from whenwhy.shards import StageDirectory, run_id_of
 
 
 def directory(path: Path, **asked: object) -> StageDirectory:

@@ -6,13 +6,12 @@
     DIR/data/SHA256.EXT      the files
 
 A stage can be killed at any instant: what has a manifest is finished, everything else is done again.
-Readers trust manifests, never listings, and verify the checksum before they use a file.
+Readers trust manifests, never listings of data, and verify the checksum before they use a file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +36,7 @@ from whenwhy.locations import (
     replace,
     require_put_if_absent,
 )
+from whenwhy.manifests import canonical, sealed, unsealed
 from whenwhy.schema import FORMAT_VERSION, with_dictionary, with_statistics
 from whenwhy.working_folder import left_by_us, remove_scratch, remove_temporaries
 
@@ -46,45 +46,10 @@ Json = dict[str, Any]
 _FIRST = "first.json"
 
 
-def canonical(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
 def content_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sealed(told: Json) -> bytes:
-    """A manifest's text, with its own checksum.
-
-    Example:
-        >>> unsealed(Path("a.json"), sealed({"rows": 1}))
-        {'rows': 1}
-    """
-    return json.dumps(told | {"sha256": _seal_of(told)}, indent=2).encode()
-
-
-def unsealed(file: Path, content: bytes, mend: str = "remove it, and run the command that wrote it again") -> Json:
-    """What a manifest says, if it says what was written.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        told = json.loads(content)
-        seal = told.pop("sha256")
-    except (ValueError, AttributeError, KeyError, TypeError):
-        seal = None
-    if seal is None or seal != _seal_of(told):
-        raise UserError(f"{file} is damaged (its checksum is not the recorded one): {mend}.")
-    return dict(told)
-
-
-def _seal_of(told: Json) -> str:
-    return hashlib.sha256(canonical(told)).hexdigest()
 
 
 def run_id_of(stage: str, settings: Json, inputs: Json, code_version: str) -> str:

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from whenwhy.errors import UserError
 from whenwhy.events.findings import Finding, require_sound
 from whenwhy.events.parquet_files import converted, parquet_files, read_columns, read_schema
+from whenwhy.manifests import canonical
 from whenwhy.schema import HELD_OUT, SPLITS, TRAIN, TUNING
-from whenwhy.shards import Json, canonical, content_sha256
+from whenwhy.shards import Json, content_sha256
 
 EVENT_COLUMNS = {
     "subject_id": pa.int64(),

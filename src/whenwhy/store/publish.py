@@ -28,8 +28,9 @@ from whenwhy.attribution.registry import method_named
 from whenwhy.attribution.run_summary import residual_summary
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
+from whenwhy.manifests import canonical
 from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
-from whenwhy.shards import StageDirectory, canonical
+from whenwhy.shards import StageDirectory
 from whenwhy.statistics.aggregate import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS, attribution_files, vocabulary_of
 from whenwhy.statistics.cells import list_of
 from whenwhy.store.suppression import shown_cells, shown_exposure
