@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from conftest import INLINE, SmallRun
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
 from whenwhy.attribution.plan import foretold, plan
-from whenwhy.engine import Workers
+from whenwhy.engine import Workers, reported
+from whenwhy.engine.report import note_pass
 from whenwhy.errors import UserError
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.shards import StageDirectory
@@ -107,3 +109,16 @@ def test_run_json_tells_what_each_call_did(small_run: SmallRun, tmp_path: Path) 
     assert second["calls"][1]["passes"][0]["finished_before"] == len(stage.shards) - 1
     assert stage.content_sha256() == before
     assert attributed() == second  # nothing was to do
+
+
+def test_calls_that_end_at_once_are_all_in_run_json(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"stage": "attribute", "run_id": "one"}')
+
+    def call(number: int) -> None:
+        with reported(tmp_path):
+            note_pass({"number": number})
+
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(call, range(72)))
+    told = json.loads((tmp_path / "run.json").read_text())["calls"]
+    assert sorted(one["passes"][0]["number"] for one in told) == list(range(72))

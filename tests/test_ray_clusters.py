@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import SmallRun
 from whenwhy.shards import StageDirectory
@@ -87,6 +88,8 @@ def test_prometheus_is_told_of_shards_and_work(
         time.sleep(1)
     assert found["whenwhy_shards_total"] == len(made.shards)
     assert found["whenwhy_amount_total"] == n_rows
+    assert found["whenwhy_shards_left"] == 0
+    assert (found["whenwhy_gpu_bytes"] > 0) == torch.cuda.is_available()
 
 
 @pytest.mark.parametrize(
@@ -119,3 +122,28 @@ def test_an_address_where_nobody_answers_is_named(small_run: SmallRun, tmp_path:
     assert told.returncode == 2
     assert told.stderr.startswith("Nobody answers at 127.0.0.1:")
     assert told.stderr.count("\n") == 1
+
+
+#: Joins a cluster, joins it again, and then another.
+TWICE = """
+import sys
+from whenwhy.engine import Workers
+from whenwhy.engine.ray_pool import connect
+from whenwhy.errors import UserError
+
+for address in (sys.argv[1], sys.argv[1], None, "auto"):
+    connect(Workers(ray_address=address))
+try:
+    connect(Workers(ray_address="127.0.0.1:1"))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_process_is_at_one_cluster(cluster: tuple[str, int, dict[str, str]]) -> None:
+    address, _, there = cluster
+    told = subprocess.run(
+        [sys.executable, "-c", TWICE, address], capture_output=True, text=True, env=there, check=False, timeout=120
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith(f"This process is at Ray {address} already, and cannot join 127.0.0.1:1 too:")

@@ -14,6 +14,10 @@ class Stopped(Exception):  # noqa: N818 -- no error: somebody asked for it
     """A signal asked for a stop. What was finished is kept; the command line exits with status 143."""
 
 
+class TimeIsUp(BaseException):
+    """What was begun when a stop was asked for has not ended in time: it is dropped. No task may catch it."""
+
+
 class StorageError(OSError):
     """What is stored could not be reached or written, which may go another time: a network that did not answer."""
 

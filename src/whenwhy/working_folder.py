@@ -48,6 +48,14 @@ def alone(path: Path) -> Iterator[None]:
             lock.unlink()
 
 
+@contextmanager
+def appears_whole(path: Path) -> Iterator[Path]:
+    """A file to write that then takes the place of `path`: two processes that write the same do no harm."""
+    beside = path.with_name(f"{path.name}{temporary_name()}")
+    yield beside
+    os.replace(beside, path)
+
+
 def new_scratch(path: Path) -> Path:
     """An empty scratch folder in a directory, known as ours."""
     remove_scratch(path)

@@ -27,6 +27,7 @@ from runs import (
 )
 
 from conftest import Command
+from whenwhy.shards import StageDirectory
 
 SEED = 20_263
 
@@ -119,23 +120,29 @@ def test_changed_settings_are_refused_and_leave_all_as_it_was(
 
 
 def test_fifty_kills_of_two_drivers_change_nothing(whenwhy: Command, tmp_path: Path) -> None:
-    """In one directory, one of them killed at a time, at a random moment, and started again at once."""
-    out, sequences, some = tmp_path / "attr", in_many_shards(), random.Random(SEED)
+    """One of them killed at a time, at a random moment, and started again at once, until their run is finished."""
+    sequences, some = in_many_shards(), random.Random(SEED)
+    shards = len(StageDirectory.open(sequences).shards)
     print(f"seed {SEED}")
-    asked = arguments(out, sequences=sequences)
-    drivers, killed = [Running(asked), Running(asked)], 0
+    killed, runs = 0, 0
     while killed < KILLS:
-        at, done = some.randrange(2), len(entries(out))
-        moment = some.choice(["as it starts", "in a shard", "in a shard", "at any time"])
-        if moment == "in a shard":
-            until(lambda done=done, at=at: len(entries(out)) > done or drivers[at].over())
-        time.sleep(some.uniform(0, {"as it starts": 0, "in a shard": 0.05, "at any time": 0.5}[moment]))
-        if not drivers[at].over():
-            drivers[at].send(signal.SIGKILL)
-            killed += 1
-        assert drivers[at].ended().status in (0, -signal.SIGKILL)
-        if killed % 8 == 0 and (out / "manifest.json").exists():
-            readable(out)
-        drivers[at] = Running(asked)
-    assert [driver.ended().status for driver in drivers] == [0, 0]
-    completes(whenwhy, out, sequences=sequences)
+        out, runs = tmp_path / f"attr-{runs}", runs + 1
+        asked = arguments(out, sequences=sequences)
+        drivers = [Running(asked), Running(asked)]
+        while len(entries(out)) < shards and killed < KILLS:
+            at, done = some.randrange(2), len(entries(out))
+            moment = some.choice(["as it starts", "in a shard", "in a shard", "at any time"])
+            if moment == "in a shard":
+                until(lambda out=out, done=done, one=drivers[at]: len(entries(out)) > done or one.over())
+            time.sleep(some.uniform(0, {"as it starts": 0, "in a shard": 0.05, "at any time": 0.5}[moment]))
+            if len(entries(out)) < shards:  # one that has nothing left to do is killed to no purpose
+                drivers[at].send(signal.SIGKILL)
+            status = drivers[at].ended().status
+            killed += status == -signal.SIGKILL
+            assert status in (0, -signal.SIGKILL)
+            if killed % 8 == 0 and (out / "manifest.json").exists():
+                readable(out)
+            drivers[at] = Running(asked)
+        assert [driver.ended().status for driver in drivers] == [0, 0]
+        completes(whenwhy, out, sequences=sequences)
+    print(f"{killed} kills in {runs} runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -110,6 +111,8 @@ def test_a_run_survives_its_only_actor_being_killed_in_a_shard(tmp_path: Path) -
     assert told.status == 0, told
     assert done < len(prepared().shards)
     complete(out, SLOW)
+    (told_of,) = json.loads((out / "run.json").read_text())["calls"][0]["passes"]
+    assert sum(told_of["failed_attempts"].values()) == 1
 
 
 def killed_with_ray(out: Path) -> tuple[list[psutil.Process], list[psutil.Process]]:

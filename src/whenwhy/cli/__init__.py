@@ -14,7 +14,7 @@ from typer.exceptions import Exit, TyperException
 from whenwhy import __version__
 from whenwhy.cli import cohorts, models, stores
 from whenwhy.cli.shared import app, out
-from whenwhy.errors import Stopped, UserError
+from whenwhy.errors import Stopped, TimeIsUp, UserError
 
 __all__ = ["app", "cohorts", "main", "models", "stores"]
 
@@ -23,6 +23,8 @@ INTERRUPTED = 130
 
 #: The exit status after SIGTERM, as a shell has it: 128 and the signal's number.
 TERMINATED = 143
+
+STOPPED = "Stopped; what was finished is kept: run the same command again to continue.\n"
 
 
 @app.callback(invoke_without_command=True)
@@ -46,11 +48,14 @@ def main() -> NoReturn:
         # Typer gives the status of an early end, 130 for Ctrl-C, as the answer.
         status = app(standalone_mode=False)
         if status == INTERRUPTED:
-            sys.stderr.write("Stopped; what was finished is kept: run the same command again to continue.\n")
+            sys.stderr.write(STOPPED)
         sys.exit(status if isinstance(status, int) else 0)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except TimeIsUp:  # a second SIGTERM in the very moment in which a pass ended
+        sys.stderr.write(STOPPED)
+        sys.exit(TERMINATED)
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}\n")
         sys.exit(TERMINATED)
@@ -68,7 +73,7 @@ def main() -> NoReturn:
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     """What SIGTERM does outside of the engine's passes: the end, with temporary files removed."""
-    sys.stderr.write("Stopped; what was finished is kept: run the same command again to continue.\n")
+    sys.stderr.write(STOPPED)
     sys.exit(TERMINATED)
 
 

@@ -50,6 +50,9 @@ NOBODY_SECONDS = 60.0
 #: Of every Ray that this process starts: Ray reads the first one, and keeps to it.
 OWN_TOKEN = secrets.token_hex(32)
 
+#: The address by which this process joined a cluster, as it was written.
+_joined: str | None = None
+
 #: How often who waits for workers looks around.
 LOOK_SECONDS = 0.5
 
@@ -252,8 +255,19 @@ def shares(workers: Workers, nodes: Sequence[Mapping[str, float]], at_most: int)
 
 
 def connect(workers: Workers) -> None:
-    """Join the cluster at `ray_address`, or start Ray on this machine; one that runs already is kept."""
+    """Join the cluster at `ray_address`, or start Ray on this machine; one that runs already is kept.
+
+    Raises:
+        UserError: Ray cannot be reached or started, or this process is at another address already.
+    """
+    global _joined
     if ray.is_initialized():
+        there = ray.get_runtime_context().gcs_address
+        if workers.ray_address not in (None, "auto", there, _joined):
+            raise UserError(
+                f"This process is at Ray {there} already, and cannot join {workers.ray_address} too: leave the address "
+                "out, or call ray.shutdown() first."
+            )
         return
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode != "token":
@@ -263,6 +277,7 @@ def connect(workers: Workers) -> None:
     try:
         if workers.ray_address:
             ray.init(address=workers.ray_address, logging_level=logging.ERROR, log_to_driver=False)
+            _joined = workers.ray_address
         else:
             # A token of this process alone, known to its children by the environment: nothing is written.
             os.environ["RAY_AUTH_TOKEN"] = OWN_TOKEN

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from typing import Any
 from whenwhy.engine.memory import peak_bytes
 from whenwhy.engine.progress import console
 from whenwhy.errors import UserError
-from whenwhy.locations import read, replace
+from whenwhy.locations import is_remote, read, replace
 
 REPORT_FILE = "run.json"
 
@@ -90,20 +91,36 @@ def _write(path: Path, call: Mapping[str, Any], summary: Mapping[str, Any]) -> N
     except FileNotFoundError:
         return
     file = path / REPORT_FILE
+    with _in_turn(path):
+        try:
+            before = json.loads(read(file))
+        except (FileNotFoundError, ValueError):
+            before = None
+        before = before if isinstance(before, dict) else {}
+        told = {
+            "stage": manifest["stage"],
+            "run_id": manifest["run_id"],
+            "versions": {"python": platform.python_version()} | _versions(),
+            "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+            "summary": dict(summary) or before.get("summary", {}),
+            "calls": [*before.get("calls", []), call][-MOST_CALLS:],
+        }
+        replace(file, (json.dumps(told, indent=2) + "\n").encode())
+
+
+@contextmanager
+def _in_turn(path: Path) -> Iterator[None]:
+    """Parts of a run that end at once write one after another, where the file system can lock a folder."""
+    if is_remote(path):  # of calls that end in one moment, the last one's account may be all that stays
+        yield
+        return
+    folder = os.open(path, os.O_RDONLY)
     try:
-        before = json.loads(read(file))
-    except (FileNotFoundError, ValueError):
-        before = None
-    before = before if isinstance(before, dict) else {}
-    told = {
-        "stage": manifest["stage"],
-        "run_id": manifest["run_id"],
-        "versions": {"python": platform.python_version()} | _versions(),
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "summary": dict(summary) or before.get("summary", {}),
-        "calls": [*before.get("calls", []), call][-MOST_CALLS:],
-    }
-    replace(file, (json.dumps(told, indent=2) + "\n").encode())
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _versions() -> dict[str, str]:

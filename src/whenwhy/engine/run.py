@@ -17,9 +17,9 @@ from whenwhy.engine.memory import device_peak_bytes, keep_freed_memory
 from whenwhy.engine.progress import Progress, console
 from whenwhy.engine.report import note_pass
 from whenwhy.engine.schedule import MAX_ATTEMPTS, MOST_DEATHS_IN_A_ROW, Schedule
-from whenwhy.engine.stopping import TimeIsUp, stopping_on_signal
+from whenwhy.engine.stopping import stopping_on_signal
 from whenwhy.engine.threads import set_worker_threads
-from whenwhy.errors import Stopped, StorageError, UserError
+from whenwhy.errors import Stopped, StorageError, TimeIsUp, UserError
 
 
 class Task(Protocol):

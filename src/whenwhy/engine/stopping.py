@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from whenwhy.errors import TimeIsUp
+
 #: Slurm kills 30 seconds after it has asked, unless its administrator says otherwise.
 GRACE_SECONDS = 25.0
-
-
-class TimeIsUp(BaseException):
-    """What was begun when the signal came has not ended in time: it is dropped. No task may catch it."""
 
 
 class Stopping:

@@ -24,6 +24,7 @@ from whenwhy.events.findings import INCOMPLETE, NOT_FINITE, OUT_OF_ORDER, REPEAT
 from whenwhy.events.meds_dataset import EVENT_COLUMNS
 from whenwhy.events.parquet_files import reading
 from whenwhy.events.sorted_numbers import changes
+from whenwhy.working_folder import appears_whole
 
 #: Rows a worker holds at a time, and rows of a chunk, about.
 ROWS_AT_ONCE = 1 << 20
@@ -279,7 +280,8 @@ class _Scan:
         told = {"offsets": offsets.astype("<i8").tobytes(), "codes": json.dumps(codes).encode()}
         table = table.replace_schema_metadata(told)
         with (
-            pa.OSFile(f"{self.path}-{self.parts:04d}.arrow", "wb") as file,
+            appears_whole(Path(f"{self.path}-{self.parts:04d}.arrow")) as path,
+            pa.OSFile(str(path), "wb") as file,
             pa.ipc.new_file(file, table.schema) as out,
         ):
             out.write_table(table.combine_chunks())
@@ -290,11 +292,12 @@ class _Scan:
         """Write what was found; returns the rows that were read."""
         subjects = np.concatenate(self.subjects) if self.subjects else np.array([], np.int64)
         self.findings[SCATTERED] += len(subjects) - len(np.unique(subjects))
-        np.save(f"{self.path}-subjects.npy", np.unique(subjects))
+        self._save("subjects", np.unique(subjects))
         births = np.concatenate(self.births, axis=1) if self.births else np.zeros((2, 0), np.int64)
-        np.save(f"{self.path}-births.npy", births)
+        self._save("births", births)
         if self.counts:
-            pq.write_table(pa.concat_tables(self.counts).unify_dictionaries(), f"{self.path}-counts.parquet")
+            with appears_whole(Path(f"{self.path}-counts.parquet")) as path:
+                pq.write_table(pa.concat_tables(self.counts).unify_dictionaries(), path)
         told = {
             "file": file,
             "rows": self.rows,
@@ -308,8 +311,13 @@ class _Scan:
             "static_codes": sorted(self.static_codes),
             "strata_values": sorted(self.strata_values),
         }
-        Path(f"{self.path}.json").write_text(json.dumps(told))
+        with appears_whole(Path(f"{self.path}.json")) as path:
+            path.write_text(json.dumps(told))
         return self.rows
+
+    def _save(self, name: str, numbers: np.ndarray) -> None:
+        with appears_whole(Path(f"{self.path}-{name}.npy")) as path, path.open("wb") as file:
+            np.save(file, numbers)
 
 
 def stratum_value(code: str, value: float) -> str:

@@ -20,6 +20,7 @@ from whenwhy.events.cohort import Cohort
 from whenwhy.events.event_scan import SOURCE, UNDATED, stratum_value
 from whenwhy.events.feature_values import Lookup, ordered_bits
 from whenwhy.events.sorted_numbers import changes, rows_with
+from whenwhy.working_folder import appears_whole
 
 PROVISIONAL = "provisional.parquet"  # the table of feature values before folding
 CODES = "codes.json"  # the codes that a position stands for
@@ -126,12 +127,13 @@ class GatherShard:
             known = ids >= 0
             training = np.flatnonzero(cohort.training[patients][patient] & known)
             trained = patient[training], ids[training]
-            np.savez(
-                scratch / f"{key}.npz",
-                patients=rows_with(*trained, len(patients), len(code_of)),
-                code_patients=rows_with(trained[0], code_of[trained[1]], len(patients), len(codes)),
-                unknown=np.bincount(code[~known & ~left_out[code]], minlength=len(codes)),
-            )
+            with appears_whole(scratch / f"{key}.npz") as path, path.open("wb") as counts:
+                np.savez(
+                    counts,
+                    patients=rows_with(*trained, len(patients), len(code_of)),
+                    code_patients=rows_with(trained[0], code_of[trained[1]], len(patients), len(codes)),
+                    unknown=np.bincount(code[~known & ~left_out[code]], minlength=len(codes)),
+                )
             keep = known | anchor[code]
             table = pa.table(
                 {
@@ -142,7 +144,11 @@ class GatherShard:
                     "anchor": (anchor[code] & (time != UNDATED))[keep],
                 }
             ).replace_schema_metadata({"patients": json.dumps({"sources": list(sources), "strata": strata}).encode()})
-            with pa.OSFile(str(scratch / f"{key}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+            with (
+                appears_whole(scratch / f"{key}.arrow") as path,
+                pa.OSFile(str(path), "wb") as file,
+                pa.ipc.new_file(file, table.schema) as out,
+            ):
                 out.write_table(table.combine_chunks())
             return len(patient)
 
