@@ -248,7 +248,7 @@ def test_two_nodes_share_the_work(several_nodes: Slurm, place: Place) -> None:
     [call] = place.calls()
     # A core each on two nodes.
     assert [one["workers"] for one in call["passes"]] == ["2 Ray actors"]
-    assert "Local node IP: 10.99.0.2" in several_nodes.output(job)
+    assert "On worker node. Connecting to Ray cluster at 10.99.0.1" in several_nodes.output(job)
     place.require_as_undisturbed()
 
 
