@@ -19,7 +19,7 @@ with places as (
         case s.stream when 'events' then x.n_places else x.n_predictions end as places,
         case s.stream when 'events' then x.sum_gradient_vector else x.sum_static_gradient_vector end as gradient
     from exposure x, (values ('events'), ('static')) s(stream)
-    where x.split = split and x.class = class and x.stratum = stratum and x.n_patients >= min_patients::integer
+    where x.time_axis = 'before_prediction' and x.split = split and x.class = class and x.stratum = stratum and x.n_patients >= min_patients::integer
         and x.run_id = coalesce(run::varchar, (select min(run_id) from first_layer))
         and (s.stream = 'events' or x.time_bin is null)
 )

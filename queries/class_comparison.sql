@@ -18,7 +18,7 @@ with side as (
 shared as (
     select sum(case when x.class = 'all' then -x.n_patients else x.n_patients end) > 0 as patients_are_shared
     from exposure x
-    where x.split = split and x.stratum = stratum and x.time_bin is null
+    where x.split = split and x.stratum = stratum and x.time_bin is null and x.time_axis = 'before_prediction'
         and x.run_id = coalesce(run::varchar, (select min(run_id) from runs))
 ),
 pairs as (

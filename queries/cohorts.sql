@@ -13,4 +13,5 @@ select c.split, c.class, c.stratum, x.n_patients, x.n_predictions
 from cohort c
 left join exposure x on x.run_id = c.run_id and x.split = c.split and x.class = c.class
     and x.stratum = c.stratum and x.time_bin is null
+    and x.time_axis = 'before_prediction'
 order by c.split, c.class, c.stratum;

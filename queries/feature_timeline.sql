@@ -1,12 +1,13 @@
--- When a feature mattered: its contribution in each time bin before the prediction, with intervals.
+-- When a feature mattered: its contribution in each time bin, with intervals.
 --
--- One row a bin, nearest to the prediction first: the patients under observation then (n_at_risk), those
+-- One row a bin, nearest to the prediction first (on another axis, the earliest first): the patients under observation then (n_at_risk), those
 -- who have the feature there, the mean contribution per event and per prediction at risk, each with its
 -- 95 % interval over patients. The two means answer different questions.
--- Arguments: feature, a code (or a code group with level=group); split, class, stratum, run, min_patients.
+-- Arguments: feature, a code (or a code group with level=group); axis, of time (see time_axes); split, class, stratum, run, min_patients.
 -- Example: whenwhy query STORE feature_timeline feature=hdl
 create or replace temp macro feature_timeline(
-    feature, level := 'code', split := 'held_out', class := 'all', stratum := 'all', run := null, min_patients := 11
+    feature, level := 'code', axis := 'before_prediction', split := 'held_out', class := 'all', stratum := 'all', run := null,
+    min_patients := 11
 ) as table
 select
     e.time_bin, e.low_hours, e.high_hours, e.n_at_risk, e.n_patients, e.n_events,
@@ -15,5 +16,5 @@ select
 from estimates e
 where e.level = level and e.code = feature and e.split = split and e.class = class and e.stratum = stratum
     and e.run_id = coalesce(run::varchar, (select min(run_id) from runs))
-    and e.time_bin is not null and e.n_patients >= min_patients::integer
+    and e.time_axis = axis and e.time_bin is not null and e.n_patients >= min_patients::integer
 order by e.time_bin;

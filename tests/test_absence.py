@@ -16,7 +16,7 @@ from conftest import INLINE, Command, SmallRun, one_sentence
 from method_laws.test_laws import cohort, everything, model_of, population
 from replicas import absence as replica
 from replicas.cells import remade
-from test_cells import CELL_KEY, EXPOSURE_KEY, assert_same, axis_of, keyed, read_all, replica_of
+from test_cells import CELL_KEY, EXPOSURE_KEY, assert_same, keyed, replica_of
 from whenwhy.attribution import attribute
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
 from whenwhy.attribution.attribution_table import attribution_tables
@@ -28,7 +28,7 @@ from whenwhy.models.checkpoint import load_model
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.schema import ATTRIBUTIONS, FIRST_LAYER, GRADIENTS, RECORDED_PLACES, SEQUENCES
 from whenwhy.shards import StageDirectory
-from whenwhy.statistics import aggregate_cells
+from whenwhy.statistics import Cells, aggregate_cells
 from whenwhy.store import open_store, publish_store
 
 METHODS = ("integrated_gradients", "deep_lift")
@@ -44,7 +44,7 @@ class Told:
     model: Path
     runs: dict[str, Path]
     store: Path
-    cells: StageDirectory
+    cells: Cells
 
     @property
     def rows(self) -> list[Row]:
@@ -85,7 +85,7 @@ def dense(request: pytest.FixtureRequest, told: Told) -> tuple[str, dict[replica
     """A method, and its brute force over the whole cohort."""
     weights = load_model(StageDirectory.open(told.model, "train")).double().state_dict()
     explain = getattr(replica, request.param)
-    bins = told.cells.settings["n_bins"]
+    bins = told.cells.axes[0].n_bins
     return request.param, replica.absence(told.rows, weights, len(told.names), explain, HOURS, bins)
 
 
@@ -249,9 +249,9 @@ def test_a_slope_is_told_once_a_place() -> None:
 def test_cells_and_exposure_equal_the_replica(told: Told) -> None:
     """sum_gradient and the sums of gradients, in every row, to the last bit of a double."""
     for path in told.runs.values():
-        slow = replica_of(path, axis_of(told.cells))
+        slow = replica_of(path, told.cells.axes)
         for table, names, expected in (("cells", CELL_KEY, slow.cells()), ("exposure", EXPOSURE_KEY, slow.exposure())):
-            rows = [row for row in read_all(told.cells, table).to_pylist() if row["run_id"] == slow.run_id]
+            rows = [row for row in told.cells.table(table).to_pylist() if row["run_id"] == slow.run_id]
             found = keyed(rows, names)
             assert_same(found, expected)
             # Beyond 1e-12: these are sums of whole units, whatever their size.
@@ -266,7 +266,7 @@ def test_cells_and_exposure_equal_the_replica(told: Told) -> None:
 def test_the_sums_over_recorded_places_are_the_rows_own(told: Told) -> None:
     """Whatever the time bin, all time of a value in a stream is the sum of its rows."""
     store = open_store(told.store)
-    assert read_all(told.cells, "recorded_places").schema.equals(RECORDED_PLACES)
+    assert told.cells.table("recorded_places").schema.equals(RECORDED_PLACES)
     of_rows = store.sql(
         """select r.run_id, r.feature_value_id, case when r.step is null then 'static' else 'events' end as stream,
             p.split, count(r.slope) as n_places, count(distinct subject_id) as n_patients,
@@ -372,7 +372,7 @@ def test_a_patient_who_withdrew_leaves_the_gradients_too(told: Told, tmp_path: P
     run = StageDirectory.open(attr)
     ids = {i for shard in run.shards for i in run.read(shard, "predictions")["prediction_id"].to_pylist()}
     assert {i for shard in run.shards for i in run.read(shard, "gradients")["prediction_id"].to_pylist()} == ids
-    exposure = read_all(aggregate_cells([attr], tmp_path / "store", time_bin_hours=HOURS), "exposure").to_pylist()
+    exposure = aggregate_cells([attr], tmp_path / "store", time_bin_hours=HOURS).table("exposure").to_pylist()
     everybody = [row for row in exposure if row["class"] == row["stratum"] == "all" and row["time_bin"] is None]
     assert sum(row["n_places"] for row in everybody) == steps[True] - steps[False]
 

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import SmallRun
-from replicas.cells import CellKey, ExposureKey, Row, RunReplica, remade
+from replicas.cells import Axis, CellKey, ExposureKey, Row, RunReplica, remade
 from whenwhy.errors import UserError
 from whenwhy.events.out_of_core import connect
-from whenwhy.schema import ATTRIBUTION_UNITS, CELLS, EXPOSURE, on_grid
+from whenwhy.schema import ATTRIBUTION_UNITS, CELLS, EXPOSURE, EXPOSURE_SUMS, on_grid
 from whenwhy.shards import StageDirectory
-from whenwhy.statistics import aggregate_cells
-from whenwhy.statistics.cells import cells_table, define_at_risk, define_predictions, time_bin_of
-from whenwhy.statistics.time_axis import MOST_BINS, SPANNED, WIDTHS, TimeAxis, readable_axis
+from whenwhy.statistics import BEFORE_PREDICTION, Cells, aggregate_cells
+from whenwhy.statistics.cells import cell_sums
+from whenwhy.statistics.cohorts import define_cohorts, exposure_sums
+from whenwhy.statistics.sums import merged, negated
+from whenwhy.statistics.time_axis import (
+    MOST_BINS,
+    SPANNED,
+    WIDTHS,
+    TimeAxis,
+    readable_axis,
+    readable_two_sided_axis,
+)
 from whenwhy.store import open_store
 
-CELL_KEY = ("target", "split", "class", "stratum", "level", "feature_value_id", "code", "time_bin")
-EXPOSURE_KEY = ("target", "split", "class", "stratum", "time_bin")
+CELL_KEY = ("target", "split", "class", "stratum", "level", "feature_value_id", "code", "time_axis", "time_bin")
+EXPOSURE_KEY = ("target", "split", "class", "stratum", "time_axis", "time_bin")
+BEFORE = BEFORE_PREDICTION
 
 
 def keyed(rows: list[Row], names: tuple[str, ...]) -> dict[tuple, Row]:
@@ -34,13 +45,8 @@ def keyed(rows: list[Row], names: tuple[str, ...]) -> dict[tuple, Row]:
     return found
 
 
-def axis_of(stage: StageDirectory) -> TimeAxis:
-    settings = stage.settings
-    return TimeAxis(settings["time_axis"], settings["width_hours"], settings["n_bins"])
-
-
-def replica_of(attributions: Path, axis: TimeAxis) -> RunReplica:
-    return RunReplica(attributions, axis.width_hours, axis.n_bins)
+def replica_of(attributions: Path, axes: Sequence[TimeAxis]) -> RunReplica:
+    return RunReplica(attributions, *(Axis(a.name, a.width_hours, a.n_bins, a.first_bin) for a in axes))
 
 
 def assert_same(found: dict[tuple, Row], expected: dict[tuple, Row]) -> None:
@@ -58,56 +64,52 @@ def assert_same(found: dict[tuple, Row], expected: dict[tuple, Row]) -> None:
                 assert told == value, (key, name, told, value)
 
 
-def read_all(stage: StageDirectory, table: str) -> pa.Table:
-    entries = [name for name in stage.shards if table in stage.entry(name).files]
-    return pa.concat_tables([stage.read(name, table) for name in entries])
-
-
 @pytest.fixture(scope="module")
-def daily(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> StageDirectory:
+def daily(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Cells:
     """The small run's cells by days, made with one worker in a folder of their own."""
     out = tmp_path_factory.mktemp("daily")
-    return aggregate_cells([small_run.attributions], out, time_bin_hours=24, workers=1)
+    return aggregate_cells([small_run.attributions], out, time_bin_hours=24, since=["lab"], workers=1)
 
 
 @pytest.fixture(scope="module")
-def replica(small_run: SmallRun, daily: StageDirectory) -> tuple[dict[CellKey, Row], dict[ExposureKey, Row]]:
+def replica(small_run: SmallRun, daily: Cells) -> tuple[dict[CellKey, Row], dict[ExposureKey, Row]]:
     """The replica's cells and exposure by days."""
-    slow = replica_of(small_run.attributions, axis_of(daily))
+    slow = replica_of(small_run.attributions, daily.axes)
     return slow.cells(), slow.exposure()
 
 
 # -- every row and column -----------------------------------------------------------------------------
 
 
-def test_every_cell_equals_the_replica(daily: StageDirectory, replica: tuple) -> None:
+def test_every_cell_equals_the_replica(daily: Cells, replica: tuple) -> None:
     """All cells of the small run: every level, margin, stratum, time bin and histogram."""
-    table = read_all(daily, "cells")
+    table = daily.table("cells")
     assert table.schema.equals(CELLS)
     assert_same(keyed(table.to_pylist(), CELL_KEY), replica[0])
 
 
-def test_every_exposure_row_equals_the_replica(daily: StageDirectory, replica: tuple) -> None:
+def test_every_exposure_row_equals_the_replica(daily: Cells, replica: tuple) -> None:
     """All exposure rows of the small run."""
-    table = read_all(daily, "exposure")
+    table = daily.table("exposure")
     assert table.schema.equals(EXPOSURE)
     assert_same(keyed(table.to_pylist(), EXPOSURE_KEY), replica[1])
 
 
 def test_the_published_store_holds_the_same_cells_and_exposure(small_run: SmallRun, replica: tuple) -> None:
-    """What SQL users read are these very rows."""
+    """What SQL users read are these very rows; this store was not asked for a time since a code."""
     store = open_store(small_run.store)
-    assert_same(keyed(store.sql("select * from cells").to_pylist(), CELL_KEY), replica[0])
-    assert_same(keyed(store.sql("select * from exposure").to_pylist(), EXPOSURE_KEY), replica[1])
+    for table, names, expected in (("cells", CELL_KEY, replica[0]), ("exposure", EXPOSURE_KEY, replica[1])):
+        found = keyed(store.sql(f"select * from {table}").to_pylist(), names)
+        assert_same(found, {key: row for key, row in expected.items() if key[-2] == BEFORE})
     store.close()
 
 
 def test_another_width_of_bins_equals_the_replica(small_run: SmallRun, tmp_path: Path) -> None:
     """Bins of 60 hours: another number of bins, another last one."""
     stage = aggregate_cells([small_run.attributions], tmp_path, time_bin_hours=60)
-    slow = replica_of(small_run.attributions, axis_of(stage))
-    assert_same(keyed(read_all(stage, "cells").to_pylist(), CELL_KEY), slow.cells())
-    assert_same(keyed(read_all(stage, "exposure").to_pylist(), EXPOSURE_KEY), slow.exposure())
+    slow = replica_of(small_run.attributions, stage.axes)
+    assert_same(keyed(stage.table("cells").to_pylist(), CELL_KEY), slow.cells())
+    assert_same(keyed(stage.table("exposure").to_pylist(), EXPOSURE_KEY), slow.exposure())
 
 
 def test_the_replica_saw_every_kind_of_row(replica: tuple) -> None:
@@ -117,17 +119,21 @@ def test_the_replica_saw_every_kind_of_row(replica: tuple) -> None:
     assert {key[6] for key in cells if key[4] == "group"} == {"BLOOD", "MEASURED"}
     assert {key[2] for key in cells} == {"all", "true", "false"} == {key[2] for key in exposure}
     assert {key[1] for key in cells} == {"train", "tuning", "held_out"}
-    assert {key[3].partition("=")[0] for key in cells} == {"all", "sex", "age_band"}
+    assert {key[3].partition("=")[0] for key in cells} == {"all", "sex", "age_band", "predicted", "correct"}
+    assert {(key[-2], key[-1] is None) for key in cells} == {(BEFORE, True), (BEFORE, False), ("since:lab", False)}
+    assert any(key[-2] == "since:lab" and key[-1] is not None and key[-1] < 0 for key in cells)
     assert any(row["n_predictions"] > row["n_patients"] for row in exposure.values())
-    everybody = exposure["logit", "train", "all", "all", None]
-    assert everybody["n_patients"] > exposure["logit", "train", "all", "all", 0]["n_patients"], "some without steps"
+    everybody = exposure["logit", "train", "all", "all", BEFORE, None]
+    assert everybody["n_patients"] > exposure["logit", "train", "all", "all", BEFORE, 0]["n_patients"], (
+        "some without steps"
+    )
 
 
 def test_classes_and_strata_that_share_patients_do_not_add_up(replica: tuple) -> None:
     """Margins are rows of their own: patients and squares of the classes are not those of all."""
     cells, _ = replica
     whole, true, false = (
-        cells["logit", "train", label, "all", "code", None, "lab", None] for label in ("all", "true", "false")
+        cells["logit", "train", label, "all", "code", None, "lab", BEFORE, None] for label in ("all", "true", "false")
     )
     assert whole["n_events"] == true["n_events"] + false["n_events"]
     assert whole["sum"] == true["sum"] + false["sum"]
@@ -140,25 +146,25 @@ def test_classes_and_strata_that_share_patients_do_not_add_up(replica: tuple) ->
 
 @pytest.mark.parametrize(("workers", "memory"), [(2, "1GB"), (1, "120MB"), (4, "300MB")])
 def test_workers_and_memory_leave_the_content_hash(
-    small_run: SmallRun, daily: StageDirectory, tmp_path: Path, workers: int, memory: str
+    small_run: SmallRun, daily: Cells, tmp_path: Path, workers: int, memory: str
 ) -> None:
     """One, two or four workers, and other memory limits, write the same bytes."""
-    again = aggregate_cells([small_run.attributions], tmp_path, time_bin_hours=24, workers=workers, memory_limit=memory)
+    again = aggregate_cells(
+        [small_run.attributions], tmp_path, time_bin_hours=24, since=["lab"], workers=workers, memory_limit=memory
+    )
     assert again.content_sha256() == daily.content_sha256()
-    assert again.path.name == daily.path.name
+    assert [part.path.name for [part] in again.parts.values()] == [part.path.name for [part] in daily.parts.values()]
 
 
-def test_the_order_of_shards_leaves_the_content_hash(
-    small_run: SmallRun, daily: StageDirectory, tmp_path: Path
-) -> None:
+def test_the_order_of_shards_leaves_the_content_hash(small_run: SmallRun, daily: Cells, tmp_path: Path) -> None:
     """Shards listed backwards give the same cells, and the same run id."""
     backwards = remade(small_run.attributions, tmp_path / "backwards", shards=lambda names: names[::-1])
     assert StageDirectory.open(backwards).shards == StageDirectory.open(small_run.attributions).shards[::-1]
-    again = aggregate_cells([backwards], tmp_path / "out", time_bin_hours=24)
+    again = aggregate_cells([backwards], tmp_path / "out", time_bin_hours=24, since=["lab"])
     assert again.content_sha256() == daily.content_sha256()
 
 
-def test_the_order_of_rows_leaves_the_cells(small_run: SmallRun, daily: StageDirectory, tmp_path: Path) -> None:
+def test_the_order_of_rows_leaves_the_cells(small_run: SmallRun, daily: Cells, tmp_path: Path) -> None:
     """Rows and predictions shuffled within their shards give the same bytes of cells."""
     random = np.random.default_rng(3)
 
@@ -169,53 +175,114 @@ def test_the_order_of_rows_leaves_the_cells(small_run: SmallRun, daily: StageDir
         [remade(small_run.attributions, tmp_path / "shuffled", rows=shuffled, predictions=shuffled)],
         tmp_path / "out",
         time_bin_hours=24,
+        since=["lab"],
     )
     assert again.content_sha256() == daily.content_sha256()
 
 
-def test_a_removed_entry_is_made_again_alone(small_run: SmallRun, daily: StageDirectory, tmp_path: Path) -> None:
+def test_a_removed_entry_is_made_again_alone(small_run: SmallRun, daily: Cells, tmp_path: Path) -> None:
     """Resuming makes what is missing, nothing else, and ends at the same hash."""
-    folder = tmp_path / "cells" / daily.path.name
-    shutil.copytree(daily.path, folder)
-    for name in (daily.shards[0], daily.shards[-1]):
+    [[made]] = daily.parts.values()
+    shutil.copytree(made.path.parent.parent, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "cells" / made.path.name
+    for name in (made.shards[0], made.shards[-1]):
         (folder / "entries" / f"{name}.json").unlink()
-        for told in daily.entry(name).files.values():
+        for told in made.entry(name).files.values():
             (folder / "data" / told["file"]).unlink()
     kept = {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()}
-    again = aggregate_cells([small_run.attributions], tmp_path, time_bin_hours=24)
-    assert again.path == folder
+    again = aggregate_cells([small_run.attributions], tmp_path)
+    [[remade_part]] = again.parts.values()
+    assert remade_part.path == folder
     assert again.content_sha256() == daily.content_sha256()
-    assert not again.missing()
+    assert not remade_part.missing()
     assert not list(folder.rglob(".tmp*"))
     assert not (folder / "scratch").exists()
     after = {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()}
     assert {name: after[name] for name in kept} == kept
 
 
-def test_the_cells_of_single_shards_add_up_exactly(small_run: SmallRun, daily: StageDirectory, tmp_path: Path) -> None:
-    """A patient lies in one shard, so generations merge: counts and patients add, sums to the last bit."""
-    run, axis = StageDirectory.open(small_run.attributions), axis_of(daily)
-    words = run.read("about", "feature_values").select(["feature_value_id", "code"])
-    merged: dict[tuple, Row] = {}
-    for shard in run.shards:
-        with connect("1GB", tmp_path / "scratch") as db:
-            define_predictions(db, [run.file(shard, "predictions")], axis)
-            define_at_risk(db, axis)
-            table = cells_table(db, [run.file(shard, "attributions")], words, "code", run.run_id, axis)
-        for key, row in keyed(table.to_pylist(), CELL_KEY).items():
-            into = merged.setdefault(
-                key, dict.fromkeys(("n_events", "n_patients", "sum", "sum_abs", "s_ss", "s_s_N"), 0)
-            )
-            for name in into:
-                into[name] += row[name]
-    whole = keyed(read_all(daily, "cells").to_pylist(), CELL_KEY)
-    whole = {key: row for key, row in whole.items() if key[4] != "group"}
-    assert set(whole) == set(merged)
-    for key, row in merged.items():
-        for name in ("n_events", "n_patients", "sum", "sum_abs"):
-            assert row[name] == whole[key][name], (key, name)
-        for name in ("s_ss", "s_s_N"):
-            assert row[name] == pytest.approx(whole[key][name], rel=1e-12)
+# -- sums of disjoint patients ------------------------------------------------------------------------
+
+
+def sums_of(run: StageDirectory, shards: Sequence[str], axes: Sequence[TimeAxis], scratch: Path) -> dict[str, pa.Table]:
+    """The tables of sums of some shards' patients."""
+    rows, predictions = ([run.file(shard, name) for shard in shards] for name in ("attributions", "predictions"))
+    words = run.read("about", "feature_values")
+    with connect("1GB", scratch) as db:
+        define_cohorts(db, predictions, rows, axes, words)
+        cells, histograms = cell_sums(db, rows, words.select(["feature_value_id", "code"]), "code", axes)
+        return {"cells": cells, "histograms": histograms, "exposure": exposure_sums(db, axes)}
+
+
+@pytest.fixture(scope="module")
+def by_shard(small_run: SmallRun, daily: Cells, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, pa.Table]]:
+    """A patient lies in one shard: the sums of each."""
+    run = StageDirectory.open(small_run.attributions)
+    return [sums_of(run, [name], daily.axes, tmp_path_factory.mktemp("scratch")) for name in run.shards]
+
+
+@pytest.fixture(scope="module")
+def all_at_once(small_run: SmallRun, daily: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
+    run = StageDirectory.open(small_run.attributions)
+    tables = sums_of(run, run.shards, daily.axes, tmp_path_factory.mktemp("scratch"))
+    return {name: merged(name, [table]) for name, table in tables.items()}
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.randoms(use_true_random=False))
+@pytest.mark.parametrize("name", ["cells", "histograms", "exposure"])
+def test_sums_of_disjoint_patients_merge_in_any_order_and_grouping(
+    by_shard: list[dict[str, pa.Table]], all_at_once: dict[str, pa.Table], name: str, random
+) -> None:
+    """Any two are merged, and the result with any other: always the sums of all patients at once."""
+    parts = [tables[name] for tables in by_shard]
+    random.shuffle(parts)
+    while len(parts) > 1:
+        at = random.randrange(len(parts) - 1)
+        pair = parts[at : at + 2]
+        parts[at : at + 2] = [merged(name, pair if random.random() < 0.5 else pair[::-1])]
+    assert parts[0].equals(all_at_once[name])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("name", ["cells", "histograms", "exposure"])
+def test_patients_who_leave_are_taken_away_exactly(
+    by_shard: list[dict[str, pa.Table]], name: str, data: st.DataObject
+) -> None:
+    """What was added is taken away again, and nothing of it stays, not even an empty row."""
+    tables = [one[name] for one in by_shard]
+    left = data.draw(st.sets(st.sampled_from(range(len(tables)))))
+    kept = [table for at, table in enumerate(tables) if at not in left]
+    gone = [negated(name, table) for at, table in enumerate(tables) if at in left]
+    expected = merged(name, kept) if kept else tables[0].slice(0, 0)
+    assert merged(name, [*tables, *gone]).equals(expected)
+
+
+def vector_table(draw: st.DrawFn, keys: list[int]) -> pa.Table:
+    numbers = st.integers(-(2**40), 2**40)
+    rows = [
+        {
+            "target": "logit", "split": "train", "class": "all", "stratum": "all", "time_axis": BEFORE, "time_bin": key,
+            "n_predictions": draw(st.integers(1, 9)), "n_patients": 1, "s_NN": 1, "n_places": 2,
+            "sum_gradient_vector": draw(st.lists(numbers, min_size=3, max_size=3)),
+            "sum_static_gradient_vector": None,
+        }
+        for key in keys
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=EXPOSURE_SUMS)
+
+
+@given(st.data())
+def test_vectors_merge_number_by_number(data: st.DataObject) -> None:
+    tables = [vector_table(data.draw, data.draw(st.lists(st.integers(0, 3), unique=True))) for _ in range(3)]
+    expected: dict[int, list[int]] = {}
+    for row in (row for table in tables for row in table.to_pylist()):
+        into = expected.setdefault(row["time_bin"], [0, 0, 0])
+        expected[row["time_bin"]] = [a + b for a, b in zip(into, row["sum_gradient_vector"], strict=True)]
+    found = {row["time_bin"]: row["sum_gradient_vector"] for row in merged("exposure", tables).to_pylist()}
+    assert found == expected
+    assert merged("exposure", [merged("exposure", tables[:2]), tables[2]]).equals(merged("exposure", tables[::-1]))
 
 
 # -- sums on the grid ---------------------------------------------------------------------------------
@@ -290,18 +357,38 @@ def test_where_no_width_fits_the_widest_is_taken() -> None:
     assert readable_axis(np.array([], dtype=np.int64)) == TimeAxis("before_prediction", 1, 1)
 
 
-@given(st.lists(st.none() | st.integers(0, 5000), min_size=1, max_size=30), st.integers(1, 30), st.integers(1, 6))
-def test_minutes_fall_into_the_bin_whose_bounds_hold_them(minutes: list[int | None], width: int, bins: int) -> None:
+@given(
+    st.lists(st.none() | st.integers(-5000, 5000), min_size=1, max_size=30),
+    st.integers(1, 30),
+    st.integers(1, 6),
+    st.integers(-5, 0),
+)
+def test_minutes_fall_into_the_bin_whose_bounds_hold_them(
+    minutes: list[int | None], width: int, bins: int, first: int
+) -> None:
     """low_hours <= hours < high_hours for every bin that SQL computes; no minutes, no bin."""
-    axis = TimeAxis("before_prediction", width, bins)
+    axis = TimeAxis("after_anchor", width, bins - first, first)
     with connect("200MB", Path("unused")) as db:
         db.register("given", pa.table({"minutes": pa.array(minutes, pa.int32())}))
-        found = db.sql(f"select {time_bin_of('minutes', axis)} as b from given").to_arrow_table()["b"].to_pylist()
+        found = db.sql(f"select {axis.bin_of('minutes')} as b from given").to_arrow_table()["b"].to_pylist()
     for at, time_bin in zip(minutes, found, strict=True):
         assert (at is None) == (time_bin is None)
         if at is not None:
             low, high = axis.bounds(time_bin)
-            assert low <= at / 60 < high
+            assert low <= max(at / 60, -math.inf if first < 0 else 0) < high
+
+
+@given(
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=50), st.lists(st.integers(0, 10**6), min_size=1, max_size=50)
+)
+def test_a_two_sided_axis_has_few_bins_and_spans_both_sides(before: list[int], after: list[int]) -> None:
+    axis = readable_two_sided_axis("after_anchor", np.array(before), np.array(after))
+    assert axis.width_hours in WIDTHS
+    assert 1 <= axis.n_bins <= MOST_BINS
+    assert (axis.first_bin < 0) == any(before)
+    assert axis.last_bin >= 0
+    assert (np.array(before) <= 60 * -axis.first_bin * axis.width_hours).mean() >= SPANNED
+    assert (np.array(after) < 60 * (axis.last_bin + 1) * axis.width_hours).mean() >= SPANNED
 
 
 # -- bad input ----------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ class Truth:
         predictions = pa.concat_tables([run.read(name, "predictions") for name in run.shards]).to_pylist()
         for row in predictions:
             row["strata"] = {"all", *(f"{name}={value}" for name, value in row["strata"])}
+            right = "yes" if row["predicted"] == row["label"] else "no"
+            row["strata"] |= {f"predicted={row['predicted']}", f"correct={right}"}
         self.predictions = pd.DataFrame(predictions)
         self.words = pd.DataFrame(run.read("about", "feature_values").to_pylist())
         rows = pa.concat_tables([run.read(name, "attributions") for name in run.shards]).to_pandas()
@@ -275,6 +277,19 @@ def time_bins(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     return [truth.bounds(time_bin) for time_bin in range(truth.n_bins) if time_bin <= reached]
 
 
+def time_axes(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The one axis of a run without anchors that was asked for no other; by the bins that anybody's history reaches."""
+    everybody = truth.of_cohort(truth.predictions, asked)
+    reached = int(everybody["history_minutes"].max() // (60 * WIDTH_HOURS))
+    last = truth.bounds(min(reached, truth.n_bins - 1))
+    return [
+        {
+            "time_axis": "before_prediction", "n_predictions": len(everybody), "n_bins": last["time_bin"] + 1,
+            "low_hours": 0.0, "high_hours": last["high_hours"],
+        }
+    ]  # fmt: skip
+
+
 def cohorts(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     """Every split, class and stratum of somebody with a recorded value, and how many are in it."""
     found = []
@@ -337,7 +352,7 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
     "feature_timeline": (
         feature_timeline,
         [
-            {"feature": "lab"},
+            {"feature": "lab", "axis": "before_prediction"},
             {"feature": "drug", "split": TRAIN, "class": "true"},
             {"feature": "MEASURED", "level": "group", "split": TRAIN},
             {"feature": "BLOOD", "level": "group", "stratum": "sex=M", "min_patients": 1},
@@ -359,7 +374,7 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
     "feature_heatmap": (
         feature_heatmap,
         [
-            {"feature": "lab"},
+            {"feature": "lab", "axis": "before_prediction"},
             {"feature": "lab", "split": TRAIN, "class": "false"},
             {"feature": "mixed", "split": TRAIN, "min_patients": 2},
             {"feature": "drug", "split": TRAIN, "stratum": "sex=F", "min_patients": 1},
@@ -368,7 +383,7 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
     "number_at_risk": (
         number_at_risk,
         [
-            {},
+            {"axis": "before_prediction"},
             {"class": "true"},
             {"split": TRAIN, "stratum": "age_band=60-69", "min_patients": 1},
             {"split": "tuning", "class": "false", "stratum": "sex=M", "min_patients": 3},
@@ -396,7 +411,8 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
     ),
     "feature_bins": (feature_bins, [{"feature": "lab"}, {"feature": "mixed"}, {"feature": "drug"}, {"feature": "AGE"}]),
     "features": (features, [{}]),
-    "time_bins": (time_bins, [{}]),
+    "time_bins": (time_bins, [{}, {"axis": "before_prediction"}]),
+    "time_axes": (time_axes, [{}, {"split": TRAIN}]),
     "cohorts": (cohorts, [{}]),
     "runs": (runs, [{}]),
 }
@@ -432,7 +448,7 @@ def two_runs(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> t
     paths = [small_run.attributions, other]
     cells = aggregate_cells(paths, folder / "store", time_bin_hours=WIDTH_HOURS)
     publish_store(folder / "store", cells, paths)
-    n_bins = cells.settings["n_bins"]
+    n_bins = cells.axes[0].n_bins
     return open_store(folder / "store"), {"small": Truth(paths[0], n_bins), "one class a patient": Truth(other, n_bins)}
 
 

@@ -124,6 +124,17 @@ def test_an_address_where_nobody_answers_is_named(small_run: SmallRun, tmp_path:
     assert told.stderr.count("\n") == 1
 
 
+def test_a_ray_that_was_imported_first_is_one_sentence(small_run: SmallRun, tmp_path: Path) -> None:
+    program = "import sys, ray; sys.argv[0] = 'whenwhy'; from whenwhy.cli import main; main()"
+    there = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    asked = ["attribute", str(small_run.sequences), "--model", str(small_run.model), "--out", str(tmp_path / "attr")]
+    told = subprocess.run(
+        [sys.executable, "-c", program, *asked], capture_output=True, text=True, env=there, check=False, timeout=120
+    )
+    assert told.returncode == 2, told.stderr
+    assert told.stderr.splitlines()[-1].startswith("Ray was imported before whenwhy could tell it to ask for a token:")
+
+
 #: Joins a cluster, joins it again, and then another.
 TWICE = """
 import sys

@@ -24,7 +24,7 @@ from whenwhy.schema import FORMAT_VERSION
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import Store, open_store, publish_store
-from whenwhy.store.publish import KEPT_VERSIONS, ROWS_FILE, SHAREABLE_FILE, current_version
+from whenwhy.store.publish import KEPT_VERSIONS, MADE_FROM_FILE, ROWS_FILE, SHAREABLE_FILE, current_version
 
 #: The contract of the design. Its column s_sN of cells is s_s_N, since names in SQL do not tell N from n.
 CONTRACT = {
@@ -79,7 +79,7 @@ CONTRACT = {
         **dict.fromkeys(
             ("s_ss", "s_sn", "s_nn", "s_s_N", "s_sss", "s_ssn", "s_snn", "s_nnn", "sum_gradient"), "DOUBLE"
         ),
-        "histogram": "MAP(TINYINT, BIGINT)",
+        "histogram": "MAP(SMALLINT, BIGINT)",
     },
     "exposure": {
         **dict.fromkeys(("run_id", "target", "split", "class", "stratum", "time_axis"), "VARCHAR"),
@@ -96,7 +96,7 @@ CONTRACT = {
     },
 }
 #: What holds a row of a patient.
-PRIVATE = {"rows", "predictions", "attributions"}
+PRIVATE = {"rows", "rows_by_prediction", "prediction_codes", "predictions", "attributions"}
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,8 @@ def test_a_table_has_the_columns_of_the_contract(store: Store, table: str) -> No
 def test_the_run_is_named_in_every_table(store: Store) -> None:
     """run_id is everywhere, never null, and always a run of `runs`."""
     tables = [row["name"] for row in store.sql("show tables").to_pylist()]
-    assert set(tables) == {*CONTRACT, "rows", "estimates"}
-    for table in tables:
+    assert set(tables) == {*CONTRACT, "rows", "rows_by_prediction", "prediction_codes", "codes", "estimates"}
+    for table in set(tables) - {"codes"}:  # of one vocabulary, whatever the run
         wrong = store.sql(
             f"select count(*) as n from {table} where run_id is null or run_id not in (select run_id from runs)"
         )
@@ -472,7 +472,7 @@ def test_publishing_again_leaves_the_first_version_and_its_readers(small_run: Sm
     first = published(240)
     assert current_version(out) == first
     before = files_of(first)
-    assert set(before) == {ROWS_FILE, SHAREABLE_FILE}
+    assert set(before) == {ROWS_FILE, SHAREABLE_FILE, MADE_FROM_FILE}
     reader = open_store(out)
     bins = "select count(distinct time_bin) as n from exposure"
     told = reader.sql(bins)
@@ -496,7 +496,7 @@ def test_publishing_again_leaves_the_first_version_and_its_readers(small_run: Sm
     assert len(kept) == KEPT_VERSIONS == 2
     assert kept == {first.name, third.name}, "the published one, and the one published before it"
     assert newer.sql(bins).num_rows == 1, "a reader of a collected version reads on"
-    assert {path.name for path in out.iterdir()} == {"CURRENT", "cells", "versions"}
+    assert {path.name for path in out.iterdir()} == {"CURRENT", "cells", "time_axes.json", "versions"}
     reader.close()
     newer.close()
 
@@ -531,7 +531,7 @@ def test_a_damaged_shard_stops_publishing_and_changes_nothing(small_run: SmallRu
     with pytest.raises(UserError, match=f"{file.name} is damaged"):
         publish_store(out, cells, [attributions])
     assert files_of(out) == before
-    assert {path.name for path in out.iterdir()} == {"CURRENT", "cells", "versions"}
+    assert {path.name for path in out.iterdir()} == {"CURRENT", "cells", "time_axes.json", "versions"}
     assert len(list((out / "versions").iterdir())) == 1
 
 
@@ -556,10 +556,15 @@ def test_a_failure_while_building_changes_nothing(
 def test_cells_that_do_not_hold_their_rows_are_not_published(small_run: SmallRun, copied: Path) -> None:
     """A version is verified against its attributions before it appears."""
     cells = aggregate_cells([small_run.attributions], copied, time_bin_hours=96)
-    name = next(name for name in cells.shards if "-code-" in name)
-    table = cells.read(name, "cells")
-    (cells.path / "entries" / f"{name}.json").unlink()
-    cells.publish(name, {"cells": table.filter(pc.not_equal(table["level"], "code"))})
+    [[part]] = cells.parts.values()
+    name = max(
+        (name for name in part.shards if name.startswith("code-")),
+        key=lambda name: part.entry(name).files["cells"]["rows"],
+    )
+    tables = {table: part.read(name, table) for table in part.entry(name).files}
+    (part.path / "entries" / f"{name}.json").unlink()
+    tables["cells"] = tables["cells"].filter(pc.not_equal(tables["cells"]["level"], "code"))
+    part.publish(name, tables)
     before = files_of(copied)
     with pytest.raises(UserError, match="does not agree with"):
         publish_store(copied, cells, [small_run.attributions])

@@ -20,7 +20,8 @@ from scipy.optimize import linprog
 
 from cohort import write_cohort
 from conftest import INLINE, SmallRun
-from replicas.cells import RunReplica, remade
+from replicas.cells import Axis, RunReplica, remade
+from replicas.cells import cohorts as replica_cohorts
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.models.training import TrainSettings, train
@@ -568,15 +569,15 @@ def test_what_a_line_hides_belongs_to_enough_patients(small_run: SmallRun, every
         .to_pylist()[0]
         .values()
     )
-    replica = RunReplica(small_run.attributions, width, bins)
+    replica = RunReplica(small_run.attributions, Axis("before_prediction", width, bins))
     patients: dict[tuple, set[int]] = defaultdict(set)
     for row in replica.rows:
         told = replica.predictions[row["prediction_id"]]
         word = replica.vocabulary[row["feature_value_id"]]
         features = [("value", word["code"], row["feature_value_id"]), ("code", word["code"], NONE)]
         features += [("group", group, NONE) for group in word["parents"]]
-        times = [NONE] if row["minutes"] is None else [NONE, replica.bin_of(row["minutes"])]
-        strata = ["all", *(f"{name}={value}" for name, value in told["strata"])]
+        times = [NONE] if row["minutes"] is None else [NONE, replica.axes[0].bin_of(row["minutes"])]
+        strata = sorted({stratum for *_, stratum in replica_cohorts(told)})
         for label, stratum, feature, time_bin in itertools.product(("all", told["label"]), strata, features, times):
             patients[told["split"], label, stratum, *feature, time_bin].add(told["subject_id"])
     keys = list(published.cells[KEY].itertuples(index=False, name=None))

@@ -7,7 +7,6 @@ edges, counts of feature values, and a model's weights. That is said, and ends b
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -31,7 +30,7 @@ from whenwhy.locations import require_local
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import publish_store
-from whenwhy.store.publish import ROWS_FILE
+from whenwhy.store.publish import ROWS_FILE, current_version, made_from
 from whenwhy.working_folder import alone, fsync
 
 #: Ends the name of a file that is written beside another.
@@ -78,7 +77,7 @@ def _forgotten(
     paths: Sequence[Path],
     data_sets: Sequence[Path],
     stages: Sequence[StageDirectory],
-    of_store: Mapping[Path, tuple[dict[str, int], list[Path]]],
+    of_store: Mapping[Path, list[Path]],
 ) -> list[str]:
     held = [_holds(stage, wanted) for stage in stages]
     in_data = any(_file_holds(file, wanted) for path in data_sets for file in _meds_files(path))
@@ -88,7 +87,7 @@ def _forgotten(
         raise UserError(f"No subject {', '.join(map(str, wanted.to_pylist()))} is in {named}: check the id.")
     lines = [_forget_in_meds(path, wanted) for path in data_sets]
     lines += [_forget_in_stage(stage, names, wanted) for stage, names in zip(stages, held, strict=True)]
-    lines += [_rebuilt(path, settings, runs, wanted) for path, (settings, runs) in of_store.items()]
+    lines += [_rebuilt(path, runs, wanted) for path, runs in of_store.items()]
     if any(stage.manifest["stage"] == "train" for stage in stages):
         lines.append("Weights keep what they learned from a training patient: train again to remove that too.")
     lines += [
@@ -212,24 +211,20 @@ def _forget_in_stage(stage: StageDirectory, names: Sequence[str], wanted: pa.Arr
 # -- stores --------------------------------------------------------------------------------------
 
 
-def _attributions_of(store: Path, stages: Sequence[StageDirectory]) -> tuple[dict[str, int], list[Path]]:
-    """The settings of a store's newest cells, and where the attributions lie that they were made from."""
-    manifests = sorted((store / "cells").glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
-    if not manifests:
-        raise UserError(f"{store} has no cells to make it anew from: remove it, and run `whenwhy aggregate` again.")
-    manifest = json.loads(manifests[-1].read_bytes())
+def _attributions_of(store: Path, stages: Sequence[StageDirectory]) -> list[Path]:
+    """Where the attributions lie that a store's published version was made from."""
     given = {stage.run_id: stage.path for stage in stages}
     runs = []
-    for told in manifest["inputs"].values():
-        path = given.get(told["run_id"], Path(told["path"]))
-        if not (path / "manifest.json").exists() or StageDirectory.open(path).run_id != told["run_id"]:
+    for run_id, told in made_from(current_version(store))["runs"].items():
+        path = given.get(run_id, Path(told["path"]))
+        if not (path / "manifest.json").exists() or StageDirectory.open(path).run_id != run_id:
             raise UserError(
                 f"{store} was made from the attributions {told['path']}, which are not there: name the place they have now."
             )
         if path not in given.values():
             raise UserError(f"{store} is made from {path}: name it too, so that the patient leaves it first.")
         runs.append(path)
-    return manifest["settings"], runs
+    return runs
 
 
 def _store_holds(store: Path, wanted: pa.Array) -> bool:
@@ -242,17 +237,18 @@ def _store_holds(store: Path, wanted: pa.Array) -> bool:
     return any(store.glob(".building-*"))
 
 
-def _rebuilt(store: Path, settings: dict[str, int], runs: Sequence[Path], wanted: pa.Array) -> str:
+def _rebuilt(store: Path, runs: Sequence[Path], wanted: pa.Array) -> str:
     """The store made anew from what its attributions hold now; everything older is removed."""
     for building in store.glob(".building-*"):  # of a call that was killed
         shutil.rmtree(building)
-    cells = aggregate_cells(runs, store, time_bin_hours=settings["width_hours"])
+    cells = aggregate_cells(runs, store)
     version = publish_store(store, cells, runs)
     for old in (store / "versions").iterdir():
         if old != version:
             shutil.rmtree(old)
+    used = {part.path for parts in cells.parts.values() for part in parts}
     for old in (store / "cells").iterdir():
-        if old != cells.path:
+        if old not in used:
             shutil.rmtree(old)
     assert not _store_holds(store, wanted), "the store was made from attributions that still hold the patient"
     return f"{store}: made anew as version {version.name}; older versions removed"

@@ -11,13 +11,16 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 #: The feature value that stands for everything a step does not record.
 EVERYTHING_ABSENT: Final = 0
 
 #: Attributions are whole multiples of 1 / ATTRIBUTION_UNITS.
 ATTRIBUTION_UNITS: Final = 1 << 24
+
+#: The farthest that a patient's sum in a cell may be from 0, in units, and its cube still be added up in 128 bits.
+FARTHEST: Final = 1024 * ATTRIBUTION_UNITS
 
 #: Cells of 1 to 10 patients are never shown.
 MIN_PATIENTS: Final = 11
@@ -173,9 +176,43 @@ CELLS: Final = pa.schema(
         ("s_nnn", pa.float64()),
         # Of the slopes of its events, once a place; null unless the run tells absence.
         ("sum_gradient", pa.float64()),
-        ("histogram", pa.map_(pa.int8(), pa.int64())),  # stratum 'all' only: signed power of two -> events
+        ("histogram", pa.map_(pa.int16(), pa.int64())),  # stratum 'all' only: signed quarter octave -> events
     ]
 )
+
+#: A whole number that 64 bits may not hold.
+_LARGE = pa.decimal128(38, 0)
+
+#: What tells a cell from the others of its run.
+_CELL = [field for field in CELLS if field.name in CELLS.names[1:10]]
+
+#: Cells before they are divided: whole multiples of a unit's powers, so that those of disjoint patients add up, and
+#: those of patients who leave are taken away, to the last bit. A patient whose sum passes FARTHEST is counted in
+#: n_beyond, and is in none of the third-order sums.
+CELL_SUMS: Final = pa.schema(
+    [
+        *_CELL,
+        ("n_events", pa.int64()),
+        ("n_patients", pa.int64()),
+        ("sum", pa.int64()),
+        ("sum_abs", pa.int64()),
+        ("sum_sq", _LARGE),
+        ("s_ss", _LARGE),
+        ("s_sn", _LARGE),
+        ("s_nn", pa.int64()),
+        ("s_s_N", _LARGE),
+        ("n_beyond", pa.int64()),
+        ("s_sss", _LARGE),
+        ("s_ssn", _LARGE),
+        ("s_snn", _LARGE),
+        ("s_nnn", _LARGE),
+        ("n_slopes", pa.int64()),
+        ("sum_gradient", pa.int64()),
+    ]
+)
+
+#: One row a cell and quarter octave of contributions; of stratum 'all' only.
+HISTOGRAMS: Final = pa.schema([*_CELL, ("quarter_octave", pa.int16()), ("n_events", pa.int64())])
 
 #: One row a time bin and cohort: who was under observation then.
 EXPOSURE: Final = pa.schema(
@@ -221,6 +258,28 @@ RECORDED_PLACES: Final = pa.schema(
     ]
 )
 
+#: Exposure and recorded places, as whole multiples of a unit.
+EXPOSURE_SUMS: Final = pa.schema(
+    [
+        *(field for field in EXPOSURE if field.name in EXPOSURE.names[1:7]),
+        ("n_predictions", pa.int64()),
+        ("n_patients", pa.int64()),
+        ("s_NN", pa.int64()),
+        ("n_places", pa.int64()),
+        ("sum_gradient_vector", pa.list_(pa.int64())),
+        ("sum_static_gradient_vector", pa.list_(pa.int64())),
+    ]
+)
+PLACE_SUMS: Final = pa.schema(
+    [
+        *(field for field in RECORDED_PLACES if field.name in RECORDED_PLACES.names[1:9]),
+        ("n_places", pa.int64()),
+        ("n_patients", pa.int64()),
+        ("sum", pa.int64()),
+        ("sum_gradient", pa.int64()),
+    ]
+)
+
 #: One row a run: how its numbers came to be.
 RUNS: Final = pa.schema(
     [
@@ -257,6 +316,7 @@ HARDLY_REPEATING: Final = (
     "slope",
     "gradient",
     "weights",
+    *CELL_SUMS.names[9:],
 )
 
 
@@ -281,7 +341,19 @@ def with_statistics(schema: pa.Schema) -> list[str]:
         >>> with_statistics(SEQUENCES)[:2]
         ['subject_id', 'prediction_time']
     """
+    if schema.names[:9] == CELL_SUMS.names[:9]:
+        return []  # nobody reads a part of them
     return [field.name for field in schema if not pa.types.is_nested(field.type)]
+
+
+def rows_a_group(schema: pa.Schema) -> int:
+    """Rows that a Parquet file keeps together: few where readers look for a range of feature values.
+
+    Example:
+        >>> rows_a_group(ATTRIBUTIONS), rows_a_group(PREDICTIONS)
+        (16384, 131072)
+    """
+    return 1 << 14 if schema.names == ATTRIBUTIONS.names else 1 << 17
 
 
 def on_grid(attribution: np.ndarray) -> np.ndarray:

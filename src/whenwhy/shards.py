@@ -37,7 +37,7 @@ from whenwhy.locations import (
     require_put_if_absent,
 )
 from whenwhy.manifests import canonical, sealed, unsealed
-from whenwhy.schema import FORMAT_VERSION, with_dictionary, with_statistics
+from whenwhy.schema import FORMAT_VERSION, rows_a_group, with_dictionary, with_statistics
 from whenwhy.working_folder import left_by_us, remove_scratch, remove_temporaries
 
 Json = dict[str, Any]
@@ -246,10 +246,10 @@ class StageDirectory:
             )
         return self
 
-    def content_sha256(self) -> str:
-        """The hash of everything in a complete directory, without times, paths and host facts."""
+    def content_sha256(self, names: Sequence[str] | None = None) -> str:
+        """The hash of everything in a complete directory, or of these entries, without times, paths and host facts."""
         self.require_complete()
-        return self._hash_of(self.needs)
+        return self._hash_of(self.needs if names is None else names)
 
     def _hash_of(self, names: Sequence[str]) -> str:
         files = [self.path / "entries" / f"{name}.json" for name in names]
@@ -401,7 +401,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
         table,
         buffer,
         compression="zstd",
-        row_group_size=1 << 17,
+        row_group_size=rows_a_group(table.schema),
         use_dictionary=with_dictionary(table.schema),
         write_statistics=with_statistics(table.schema),
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,47 @@ from whenwhy.shards import StageDirectory
 UNIT = 2**24
 ALL = "all"
 
-#: target, split, class, stratum, level, feature_value_id (None: a code or group), code, time_bin (None: all time)
-CellKey = tuple[str, str, str, str, str, int | None, str, int | None]
-#: target, split, class, stratum, time_bin
-ExposureKey = tuple[str, str, str, str, int | None]
+#: target, split, class, stratum, level, feature_value_id (None: a code or group), code, time_axis, time_bin (None: all)
+CellKey = tuple[str, str, str, str, str, int | None, str, str, int | None]
+#: target, split, class, stratum, time_axis, time_bin
+ExposureKey = tuple[str, str, str, str, str, int | None]
 Row = dict[str, Any]
+BEFORE, AFTER, SINCE = "before_prediction", "after_anchor", "since:"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Bins of a width, numbered from `first`; the last is open, and so is a first one before 0."""
+
+    name: str
+    width_hours: int
+    n_bins: int
+    first: int = 0
+
+    def bounds(self, time_bin: int | None) -> tuple[float | None, float | None]:
+        """low_hours and high_hours; all time has none."""
+        if time_bin is None:
+            return None, None
+        last = time_bin == self.first + self.n_bins - 1
+        return (
+            -math.inf if time_bin == self.first and self.first < 0 else float(time_bin * self.width_hours),
+            math.inf if last else float((time_bin + 1) * self.width_hours),
+        )
+
+    def bin_of(self, minutes: int) -> int:
+        """The bin with low_hours <= hours < high_hours; what lies before the first is in it."""
+        for time_bin in range(self.first, self.first + self.n_bins - 1):
+            if minutes < 60 * (time_bin + 1) * self.width_hours:
+                return time_bin
+        return self.first + self.n_bins - 1
 
 
 class RunReplica:
     """A run read back from its shards: `predictions` by id, attribution `rows`, `vocabulary` by feature value."""
 
-    def __init__(self, path: Path, width_hours: int, n_bins: int) -> None:
+    def __init__(self, path: Path, *axes: Axis) -> None:
         stage = StageDirectory.open(path, "attribute")
-        self.run_id, self.width_hours, self.n_bins = stage.run_id, width_hours, n_bins
+        self.run_id, self.axes = stage.run_id, axes
         self.vocabulary = {row["feature_value_id"]: row for row in stage.read("about", "feature_values").to_pylist()}
         self.predictions: dict[int, Row] = {}
         self.rows: list[Row] = []
@@ -43,31 +73,55 @@ class RunReplica:
             if "gradients" in stage.entry(shard).files:
                 self.places += stage.read(shard, "gradients").to_pylist()
 
-    def bounds(self, time_bin: int | None) -> tuple[float | None, float | None]:
-        """low_hours and high_hours: the last bin is open, all time has none."""
-        if time_bin is None:
-            return None, None
-        last = time_bin == self.n_bins - 1
-        return float(time_bin * self.width_hours), math.inf if last else float((time_bin + 1) * self.width_hours)
+    def origin(self, axis: Axis, prediction: Row) -> int | None:
+        """Minutes before the prediction at which an axis is 0; None: the prediction is not on it."""
+        if axis.name == BEFORE:
+            return 0
+        if axis.name == AFTER:
+            return prediction["anchor_minutes"]
+        code = axis.name.removeprefix(SINCE)
+        return max(
+            (
+                row["minutes"]
+                for row in self.rows
+                if row["prediction_id"] == prediction["prediction_id"]
+                and row["minutes"] is not None
+                and self.vocabulary[row["feature_value_id"]]["code"] == code
+                and self.vocabulary[row["feature_value_id"]]["kind"] == "recorded"
+            ),
+            default=None,
+        )
 
-    def bin_of(self, minutes: int) -> int:
-        """The bin with low_hours <= hours < high_hours."""
-        for time_bin in range(self.n_bins - 1):
-            if minutes < 60 * (time_bin + 1) * self.width_hours:
-                return time_bin
-        return self.n_bins - 1
+    @cached_property
+    def origins(self) -> dict[tuple[str, int], int | None]:
+        return {
+            (axis.name, known): self.origin(axis, prediction)
+            for axis in self.axes
+            for known, prediction in self.predictions.items()
+        }
+
+    def place(self, axis: Axis, prediction_id: int, minutes: int) -> int | None:
+        """Where on an axis something lies that was so many minutes before a prediction."""
+        if axis.name == BEFORE:
+            return minutes
+        origin = self.origins[axis.name, prediction_id]
+        return None if origin is None else origin - minutes
 
     def at_risk(self) -> dict[ExposureKey, dict[int, int]]:
-        """Patient -> number of predictions whose first step lies at least as far back as the bin's lower edge."""
+        """Patient -> number of predictions whose record, from its first step to the prediction, meets a bin."""
         found: dict[ExposureKey, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-        for prediction in self.predictions.values():
-            history = prediction["history_minutes"]
-            reached: list[int | None] = [None]
-            if history is not None:
-                reached += [b for b in range(self.n_bins) if history >= 60 * b * self.width_hours]
-            for cohort in cohorts(prediction):
-                for time_bin in reached:
-                    found[(*cohort, time_bin)][prediction["subject_id"]] += 1
+        for known, prediction in self.predictions.items():
+            for axis in self.axes:
+                if self.origins[axis.name, known] is None:
+                    continue
+                reached: list[int | None] = [None]
+                if prediction["history_minutes"] is not None:
+                    ends = [self.place(axis, known, minutes) for minutes in (0, prediction["history_minutes"])]
+                    first, last = sorted(axis.bin_of(end) for end in ends)  # type: ignore[arg-type]
+                    reached += list(range(first, last + 1))
+                for cohort in cohorts(prediction):
+                    for time_bin in reached:
+                        found[(*cohort, axis.name, time_bin)][prediction["subject_id"]] += 1
         return found
 
     def exposure(self) -> dict[ExposureKey, Row]:
@@ -75,7 +129,7 @@ class RunReplica:
         places = self.summed_places()
         return {
             key: {
-                **self._told(key[-1]),
+                **self._told(*key[-2:]),
                 "n_predictions": sum(patients.values()),
                 "n_patients": len(patients),
                 "s_NN": float(sum(n * n for n in patients.values())),
@@ -92,8 +146,8 @@ class RunReplica:
         for place in self.places:
             dated = place["step"] is not None
             for cohort in cohorts(self.predictions[place["prediction_id"]]):
-                for time_bin in (None, self.bin_of(place["minutes"])) if dated else (None,):
-                    key = dated, *cohort, time_bin
+                for time_bin in (None, self.axes[0].bin_of(place["minutes"])) if dated else (None,):
+                    key = dated, *cohort, BEFORE, time_bin
                     count[key] += 1
                     for at, number in enumerate(place["gradient"]):
                         assert number * UNIT == int(number * UNIT), "gradients lie on the grid"
@@ -101,10 +155,11 @@ class RunReplica:
 
         def told(key: ExposureKey) -> Row:
             vectors = [[units / UNIT for units in total[dated, *key]] for dated in (True, False)]
+            told = width and key[-2] == BEFORE
             return {
-                "n_places": count[True, *key] if width else None,
-                "sum_gradient_vector": vectors[0] if width else None,
-                "sum_static_gradient_vector": vectors[1] if width and key[-1] is None else None,
+                "n_places": count[True, *key] if told else None,
+                "sum_gradient_vector": vectors[0] if told else None,
+                "sum_static_gradient_vector": vectors[1] if told and key[-1] is None else None,
             }
 
         return told
@@ -118,11 +173,15 @@ class RunReplica:
             patient = prediction["subject_id"]
             contribution = row["attribution"] * UNIT
             assert contribution == int(contribution), "attributions lie on the grid"
-            times = [None] if row["minutes"] is None else [None, self.bin_of(row["minutes"])]
+            times: list[tuple[str, int | None]] = [(BEFORE, None)]
+            for axis in self.axes if row["minutes"] is not None else ():
+                place = self.place(axis, row["prediction_id"], row["minutes"])
+                if place is not None:
+                    times.append((axis.name, axis.bin_of(place)))
             for feature in self._features(row["feature_value_id"]):
                 for target, split, label, stratum in cohorts(prediction):
-                    for time_bin in times:
-                        key = target, split, label, stratum, *feature, time_bin
+                    for time in times:
+                        key = target, split, label, stratum, *feature, *time
                         units[key][patient].append(int(contribution))
                         if row["slope"] is not None:
                             slopes[key].append(int(row["slope"] * UNIT))
@@ -142,7 +201,7 @@ class RunReplica:
             yield "group", None, group
 
     def _cell(self, key: CellKey, patients: dict[int, list[int]], at_risk: dict[ExposureKey, dict[int, int]]) -> Row:
-        risk = at_risk[(*key[:4], key[-1])]
+        risk = at_risk[(*key[:4], *key[-2:])]
         triples = [(sum(events), len(events), risk[patient]) for patient, events in patients.items()]
         every = [event for events in patients.values() for event in events]
 
@@ -151,9 +210,9 @@ class RunReplica:
 
         histogram: dict[int, int] = defaultdict(int)
         for event in every:
-            histogram[signed_power(event)] += 1
+            histogram[quarter_octave(event)] += 1
         return {
-            **self._told(key[-1]),
+            **self._told(*key[-2:]),
             "n_events": len(every),
             "n_patients": len(patients),
             "sum": sum(every) / UNIT,
@@ -170,22 +229,29 @@ class RunReplica:
             "histogram": sorted(histogram.items()) if key[3] == ALL else None,
         }
 
-    def _told(self, time_bin: int | None) -> Row:
-        low, high = self.bounds(time_bin)
-        return {"run_id": self.run_id, "time_axis": "before_prediction", "low_hours": low, "high_hours": high}
+    def _told(self, time_axis: str, time_bin: int | None) -> Row:
+        [axis] = (axis for axis in self.axes if axis.name == time_axis)
+        low, high = axis.bounds(time_bin)
+        return {"run_id": self.run_id, "low_hours": low, "high_hours": high}
 
 
 def cohorts(prediction: Row) -> Iterator[tuple[str, str, str, str]]:
     """target, split, class, stratum of everybody a prediction counts for: its own and the margins."""
     strata = [ALL] + [f"{name}={value}" for name, value in prediction["strata"]]
+    strata += [f"predicted={prediction['predicted']}"]
+    strata += ["correct=yes" if prediction["predicted"] == prediction["label"] else "correct=no"]
     for label in (prediction["label"], ALL):
         for stratum in strata:
             yield prediction["target"], prediction["split"], label, stratum
 
 
-def signed_power(units: int) -> int:
-    """0, or the sign times (25 + floor(log2 |contribution|)): bit_length is exact where a logarithm rounds."""
-    return int(math.copysign(min(64, abs(units).bit_length()), units)) if units else 0
+def quarter_octave(units: int) -> int:
+    """0, or the sign times (1 + floor(4 log2 |units|)): how many quarter powers of two there are up to it, exactly."""
+    if not units:
+        return 0
+    octave = abs(units).bit_length() - 1
+    within = sum(abs(units) ** 4 >= 2 ** (4 * octave + quarter) for quarter in (1, 2, 3))
+    return int(math.copysign(min(256, 1 + 4 * octave + within), units))
 
 
 def remade(

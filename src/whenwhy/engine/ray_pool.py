@@ -17,23 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-
-from whenwhy.engine.memory import device_peak_bytes, keep_freed_memory
-from whenwhy.engine.progress import Progress, console
-from whenwhy.engine.run import Outcome, Task, Workers
-from whenwhy.engine.threads import set_worker_threads
-from whenwhy.errors import UserError
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # private data: nothing is reported outside
-# Ray listens on every interface of a machine, and who reaches it can run code: nobody may without the token.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-# Workers are the work: they do not stand back behind every other process of the machine.
-os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
 from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
+
+from whenwhy.engine.memory import device_peak_bytes, keep_freed_memory
+from whenwhy.engine.progress import Progress, console
+from whenwhy.engine.ray_settings import IMPORTED_BEFORE
+from whenwhy.engine.run import Outcome, Task, Workers
+from whenwhy.engine.threads import set_worker_threads
+from whenwhy.errors import UserError
 
 #: Actors exchange names and counts alone, so the object store is kept at Ray's smallest.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
@@ -269,6 +262,11 @@ def connect(workers: Workers) -> None:
                 "out, or call ray.shutdown() first."
             )
         return
+    if IMPORTED_BEFORE:
+        raise UserError(
+            "Ray was imported before whenwhy could tell it to ask for a token: import whenwhy.engine first, or set "
+            "RAY_AUTH_MODE=token in the environment."
+        )
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode != "token":
         raise UserError(f"RAY_AUTH_MODE is '{mode}', and without a token who reaches Ray can run code: unset it.")

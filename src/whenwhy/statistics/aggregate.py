@@ -1,102 +1,192 @@
-"""Attribution directories flow in, a directory of cells flows out. Dask brings the workers, DuckDB the sums.
+"""Attribution directories flow in, directories of summed cells flow out. Dask brings the workers, DuckDB the sums.
 
-A task takes a range of features over all shards and finishes its cells: partial cells per shard would
-not shrink, while ranges need no merge, and give the per-patient sums that intervals rest on.
+    STORE/time_axes.json    the bins of time, the same for every version of a store
+    STORE/cells/RUN/        the sums of one run's one generation of patients: an entry a range of features
+
+A task takes a range of features over all shards and finishes its cells: partial cells per shard would not
+shrink, while ranges need no merge, and give the per-patient sums that intervals rest on. Sums are whole numbers,
+so that generations are added up when a version of the store is built; what did not change is not done again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import dask
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from dask.callbacks import Callback
 
 from whenwhy import __version__
 from whenwhy.attribution.attribution_directory import ABOUT, GRADIENT_ROWS, PREDICTION_ROWS, ROWS
 from whenwhy.engine import Progress
-from whenwhy.errors import UserError
-from whenwhy.events.out_of_core import connect
-from whenwhy.events.sequence_directory import VOCABULARY
-from whenwhy.locations import location, named, require_local
+from whenwhy.errors import UserError, unknown_name
+from whenwhy.events.out_of_core import connect, within
+from whenwhy.events.sequence_directory import VOCABULARY, shard_place
+from whenwhy.locations import location, named, replace, require_local
+from whenwhy.manifests import canonical, sealed, unsealed
+from whenwhy.schema import EVERYTHING_ABSENT, RECORDED
 from whenwhy.shards import Json, StageDirectory, run_id_of
-from whenwhy.statistics.cells import cells_table, define_at_risk, define_predictions, exposure_table
-from whenwhy.statistics.places import recorded_places_table, with_places
-from whenwhy.statistics.time_axis import TimeAxis, readable_axis
+from whenwhy.statistics.cells import CODE, GROUP, cell_sums
+from whenwhy.statistics.cohorts import define_cohorts, exposure_sums, list_of, read_cohorts, write_cohorts
+from whenwhy.statistics.places import place_sums, with_places
+from whenwhy.statistics.sums import (
+    CELL_ROWS,
+    EXPOSURE_ROWS,
+    HISTOGRAM_ROWS,
+    PLACE_ROWS,
+    bounds_of,
+    finished_sql,
+    merged_sql,
+)
+from whenwhy.statistics.time_axis import (
+    AFTER_ANCHOR,
+    BEFORE_PREDICTION,
+    SINCE,
+    TimeAxis,
+    readable_axis,
+    readable_two_sided_axis,
+)
 
-CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS = "cells", "exposure", "recorded_places"
+AXES_FILE = "time_axes.json"
 
-#: Rows of attributions a task takes, about. Part of the result's layout, so no option: the same input
-#: gives the same files whatever the number of workers.
-ROWS_A_TASK = 2_000_000
+#: Rows of attributions a task takes, about, and twice the cells that these may give. Part of the result's layout, so
+#: no option: the same input gives the same files whatever the number of workers.
+SIZE_OF_A_TASK = 2_000_000
 FEWEST_TASKS = 8
+
+#: Cells that a row may count for, and that a feature may have, about.
+CELLS_OF_A_ROW, CELLS_OF_A_FEATURE = 12, 3_000
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The patients of a run that were added at once."""
+
+    run: StageDirectory
+    number: int
+
+    @property
+    def shards(self) -> list[str]:
+        return [name for name in self.run.shards if shard_place(name)[0] == self.number]
+
+    def files(self, name: str) -> list[Path]:
+        """Its files of rows, predictions or gradients, checksums verified."""
+        return [self.run.file(shard, name) for shard in self.shards if name in self.run.entry(shard).files]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The summed cells of some runs: a directory a run and generation, in order."""
+
+    axes: list[TimeAxis]
+    parts: dict[str, list[StageDirectory]]  # by run id
+
+    def content_sha256(self) -> str:
+        """The hash of all sums."""
+        told = {run: [part.content_sha256() for part in parts] for run, parts in self.parts.items()}
+        return hashlib.sha256(canonical({"runs": told, "axes": [asdict(axis) for axis in self.axes]})).hexdigest()
+
+    def files(self, run_id: str, name: str) -> list[Path]:
+        """A run's files of sums: of cells, histograms, exposure or recorded places."""
+        return [
+            part.file(entry, name)
+            for part in self.parts[run_id]
+            for entry in part.shards
+            if name in part.entry(entry).files
+        ]
+
+    def insert_into(self, db: duckdb.DuckDBPyConnection, name: str, table: str, order: str) -> None:
+        """A new table of the contract (cells, exposure, recorded_places), of all runs; not there where no run has it."""
+        bounds = bounds_of(self.axes)
+        db.register("bounds", bounds)
+        queries = []
+        for run_id in self.parts:
+            files = self.files(run_id, name)
+            if files:
+                histograms = self._summed(run_id, HISTOGRAM_ROWS) if name == CELL_ROWS else ""
+                queries.append(finished_sql(name, run_id, self._summed(run_id, name), histograms))
+        if queries:
+            db.execute(f"create table {table} as select * from ({' union all '.join(queries)}) order by {order}")
+        db.unregister("bounds")
+
+    def table(self, name: str) -> pa.Table:
+        """The same as an Arrow table, for one that fits in memory."""
+        with duckdb.connect() as db:
+            self.insert_into(db, name, "found", "all")
+            return db.sql("select * from found").to_arrow_table()
+
+    def _summed(self, run_id: str, name: str) -> str:
+        files = self.files(run_id, name)
+        rows = f"select * from read_parquet({list_of(files)})"
+        return rows if len(self.parts[run_id]) == 1 else merged_sql(name, rows)
 
 
 def aggregate_cells(
     attribution_paths: Sequence[Path],
-    out: Path,
+    store: Path,
     *,
     time_bin_hours: int | None = None,
+    since: Sequence[str] = (),
     memory_limit: str = "1GB",
     workers: int | None = None,
-) -> StageDirectory:
-    """The directory of cells and exposure of these runs, below `out`: one entry a range of features.
+    scheduler: str | None = None,
+) -> Cells:
+    """The summed cells and exposure of these runs, below `store`; only what is new or has changed is computed.
 
     Args:
         attribution_paths: what `whenwhy attribute` wrote, one directory a run; all of one vocabulary.
-        time_bin_hours: width of a time bin; None: the narrowest readable one for 24 bins.
+        time_bin_hours: width of a bin of time; None: the store's, or the narrowest readable one for 24 bins.
+        since: codes whose first records are another beginning of time each, besides those that the store has.
         memory_limit: of each task's DuckDB.
-        workers: Dask threads; None: one a core.
+        workers: Dask threads; None: one a core. With "processes" as the scheduler, so many processes.
+        scheduler: None: threads of this process; "processes"; or a Dask scheduler's address, whose workers see the
+            same folders.
 
     Raises:
-        UserError: unfinished or differing inputs.
+        UserError: unfinished or differing inputs, an unknown code, or too little memory.
     """
-    require_local(out, "A store")
-    connect(memory_limit, out).close()
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "cells").is_dir())):
-        raise UserError(f"{out} is not empty and is no store: give --out a new directory, or a store.")
+    require_local(store, "A store")
+    connect(memory_limit, store).close()
+    if store.exists() and (not store.is_dir() or (any(store.iterdir()) and not (store / "cells").is_dir())):
+        raise UserError(f"{store} is not empty and is no store: give --out a new directory, or a store.")
     runs = [StageDirectory.open(path, "attribute").require_complete() for path in attribution_paths]
     names = [run.run_id for run in runs]
     if len(set(names)) < len(names):
         raise UserError("The same run of attributions is given twice: name each directory once.")
     vocabulary = vocabulary_of(runs)
-    axis = readable_axis(_history_minutes(runs), time_bin_hours)
-    settings: Json = {"time_axis": axis.name, "width_hours": axis.width_hours, "n_bins": axis.n_bins}
-    inputs = {f"attributions {run.run_id}": run.as_input() for run in runs}
-    layout = {run.run_id: _feature_ranges(run, vocabulary) for run in runs}
-    parts = [f"{run_id}-{part}" for run_id, ranges in layout.items() for part in [EXPOSURE_ROWS, *ranges]]
-    folder = out / "cells" / run_id_of("aggregate", settings, inputs, __version__)
-    stage = StageDirectory.create(
-        folder, stage="aggregate", settings=settings, inputs=inputs, shards=parts, code_version=__version__
-    )
-    missing = set(stage.missing())
-    if not missing:
-        return stage
-    scratch = folder / "scratch"
-    tasks = []
-    for run in runs:
-        for part in [EXPOSURE_ROWS, *layout[run.run_id]]:
-            name = f"{run.run_id}-{part}"
-            if name in missing:
-                features = layout[run.run_id].get(part)
-                tasks.append(
-                    dask.delayed(_finish)(
-                        str(folder), named(run.path), name, features, axis, memory_limit, str(scratch)
-                    )
-                )
-    with (
-        Progress("aggregate", total=len(parts), unit="cells", finished=len(parts) - len(missing)) as progress,
-        Callback(posttask=lambda key, made, *_: progress.advance(made[0], made[1])),
-    ):
-        dask.compute(*tasks, scheduler="threads", num_workers=workers or os.cpu_count(), optimize_graph=False)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return stage
+    with within(memory_limit):
+        axes = _time_axes(store, runs, vocabulary, time_bin_hours, since, memory_limit)
+        folder = store / "cells"
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(store / AXES_FILE, sealed({"axes": [asdict(axis) for axis in axes]}))
+        works = {
+            run.run_id: [
+                _Work(folder, Generation(run, number), vocabulary, axes, memory_limit)
+                for number in sorted({shard_place(name)[0] for name in run.shards})
+            ]
+            for run in runs
+        }
+        every = [work for of_run in works.values() for work in of_run]
+        missing = [(work, part) for work in every for part in work.stage.missing()]
+        if missing:
+            total = sum(len(work.stage.shards) for work in every)
+            with Progress("aggregate", total=total, unit="cells", finished=total - len(missing)) as progress:
+                for work in {id(work): work for work, _ in missing}.values():
+                    work.prepare()
+                _compute([work.task(part) for work, part in missing], progress, workers, scheduler)
+            for work in every:
+                shutil.rmtree(work.scratch, ignore_errors=True)
+    return Cells(axes, {run_id: [work.stage for work in of_run] for run_id, of_run in works.items()})
 
 
 def vocabulary_of(runs: Sequence[StageDirectory]) -> pa.Table:
@@ -116,28 +206,245 @@ def attribution_files(run: StageDirectory, name: str) -> list[Path]:
     return [run.file(shard, name) for shard in run.shards if name in run.entry(shard).files]
 
 
-def _history_minutes(runs: Sequence[StageDirectory]) -> np.ndarray:
-    columns = [
-        run.read(shard, PREDICTION_ROWS, ["history_minutes"])["history_minutes"] for run in runs for shard in run.shards
-    ]
-    return np.concatenate([pc.drop_null(column).to_numpy() for column in columns])
+def stored_axes(store: Path) -> list[TimeAxis]:
+    """The axes of a store's cells; none where it has no cells."""
+    file = store / AXES_FILE
+    if not file.exists():
+        return []
+    told = unsealed(file, file.read_bytes(), f"remove {file}, and run `whenwhy aggregate` again")
+    return [TimeAxis(**axis) for axis in told["axes"]]
+
+
+# -- time -----------------------------------------------------------------------------------------
+
+
+def _time_axes(
+    store: Path,
+    runs: Sequence[StageDirectory],
+    vocabulary: pa.Table,
+    width: int | None,
+    since: Sequence[str],
+    memory_limit: str,
+) -> list[TimeAxis]:
+    """The store's axes as they are, so that cells stay; those that are new or asked for otherwise are made."""
+    codes = vocabulary.filter(pc.equal(vocabulary["kind"], RECORDED))["code"].unique().to_pylist()
+    for code in since:
+        if code not in codes:
+            raise unknown_name("code", code, codes, "these attributions")
+    before = {axis.name: axis for axis in stored_axes(store)}
+    if width is not None and any(axis.width_hours != width for axis in before.values()):
+        before = {}
+    known = [name.removeprefix(SINCE) for name in before if name.startswith(SINCE)]
+    wanted = [*(code for code in known if code in codes), *(code for code in dict.fromkeys(since) if code not in known)]
+    history, anchor = (_minutes(runs, name) for name in ("history_minutes", "anchor_minutes"))
+    axes = [before.get(BEFORE_PREDICTION) or readable_axis(history[~np.isnan(history)], width)]
+    if not np.isnan(anchor).all():
+        axes.append(before.get(AFTER_ANCHOR) or _beginning_at(AFTER_ANCHOR, anchor, history, width))
+    for code in wanted:
+        axis = before.get(f"{SINCE}{code}")
+        if axis is None:
+            of_code = pc.equal(vocabulary["code"], code)
+            ids = vocabulary.filter(pc.and_(of_code, pc.equal(vocabulary["kind"], RECORDED)))["feature_value_id"]
+            axis = _beginning_at(f"{SINCE}{code}", *_first_records(runs, ids.to_pylist(), memory_limit, store), width)
+        axes.append(axis)
+    return axes
+
+
+def _beginning_at(name: str, origin: np.ndarray, history: np.ndarray, width: int | None) -> TimeAxis:
+    known = ~np.isnan(origin) & ~np.isnan(history)
+    origin, history = origin[known], history[known]
+    return readable_two_sided_axis(name, np.maximum(history - origin, 0), np.maximum(origin, 0), width)
+
+
+def _minutes(runs: Sequence[StageDirectory], name: str) -> np.ndarray:
+    """A column of all predictions, NaN where it is null."""
+    return np.concatenate(
+        [
+            run.read(shard, PREDICTION_ROWS, [name])[name].cast(pa.float64()).to_numpy()
+            for run in runs
+            for shard in run.shards
+        ]
+    )
+
+
+def _first_records(
+    runs: Sequence[StageDirectory], ids: Sequence[int], memory_limit: str, scratch: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minutes before the prediction of a code's first record, and of the whole history [prediction with the code]."""
+    found = []
+    with connect(memory_limit, scratch) as db:
+        for run in runs:
+            rows, predictions = (list_of(attribution_files(run, name)) for name in (ROWS, PREDICTION_ROWS))
+            found.append(
+                db.execute(
+                    f"""select f.first::double as first, p.history_minutes::double as history from (
+                        select prediction_id, max(minutes) as first from read_parquet({rows})
+                        where feature_value_id in ({", ".join(map(str, ids))}) group by 1) f
+                    join read_parquet({predictions}) p using (prediction_id)
+                    where f.first is not null and p.history_minutes is not null"""
+                ).fetchnumpy()
+            )
+    return tuple(np.concatenate([np.asarray(one[name]) for one in found]) for name in ("first", "history"))  # type: ignore[return-value]
+
+
+# -- tasks ----------------------------------------------------------------------------------------
+
+
+class _Work:
+    """The directory of one generation's cells, and the tasks that fill it."""
+
+    def __init__(
+        self, folder: Path, generation: Generation, vocabulary: pa.Table, axes: Sequence[TimeAxis], memory_limit: str
+    ) -> None:
+        run = generation.run
+        self.generation, self.axes, self.memory_limit = generation, list(axes), memory_limit
+        self.layout = _feature_ranges(run, vocabulary)
+        settings: Json = {"axes": [asdict(axis) for axis in axes]}
+        inputs = {
+            "attributions": {
+                "path": named(run.path),
+                "run_id": run.run_id,
+                "generation": generation.number,
+                "vocabulary": run.entry(ABOUT).summary["vocabulary_sha256"],
+                "sha256": run.content_sha256(generation.shards),
+            }
+        }
+        path = folder / run_id_of("aggregate", settings, inputs, __version__)
+        self.stage = StageDirectory.create(
+            path,
+            stage="aggregate",
+            settings=settings,
+            inputs=inputs,
+            shards=[EXPOSURE_ROWS, *self.layout],
+            code_version=__version__,
+        )
+        self.scratch = path / "scratch"
+        self.codes = vocabulary.filter(pc.equal(vocabulary["kind"], RECORDED)).select(["feature_value_id", "code"])
+
+    def prepare(self) -> None:
+        """What every task needs to know of the predictions, written once; and the exposure."""
+        self.scratch.mkdir(exist_ok=True)
+        with connect(self.memory_limit, self.scratch) as db:
+            of = self.generation
+            define_cohorts(db, of.files(PREDICTION_ROWS), of.files(ROWS), self.axes, self.codes)
+            write_cohorts(db, self.scratch)
+            if not self.stage.has(EXPOSURE_ROWS):
+                self.stage.publish(EXPOSURE_ROWS, {EXPOSURE_ROWS: self._exposure(db)})
+
+    def _exposure(self, db: duckdb.DuckDBPyConnection) -> pa.Table:
+        table = exposure_sums(db, self.axes)
+        if self.generation.run.settings.get("absence", False):
+            table = with_places(db, self.generation.files(GRADIENT_ROWS), table, self.axes[0])
+        return table
+
+    def task(self, part: str) -> Callable[[], tuple[str, int]]:
+        of = self.generation
+        return _Finish(
+            str(self.stage.path),
+            named(of.run.path),
+            of.number,
+            part,
+            self.layout.get(part),
+            self.axes,
+            self.memory_limit,
+        )
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """A Dask task: one entry computed and published. Holds names; gives the entry and its number of cells."""
+
+    stage: str
+    run: str
+    number: int
+    part: str
+    features: pa.Table | None
+    axes: list[TimeAxis]
+    memory_limit: str
+
+    def __call__(self) -> tuple[str, int]:
+        stage, run = StageDirectory.open(Path(self.stage), "aggregate"), StageDirectory.open(location(self.run))
+        if self.features is None:  # the exposure, which is made with the cohorts
+            return self.part, int(stage.entry(self.part).files[EXPOSURE_ROWS]["rows"])
+        rows = Generation(run, self.number).files(ROWS)
+        level = self.part.partition("-")[0]
+        scratch = stage.path / "scratch"
+        with connect(self.memory_limit, scratch, threads=1) as db:  # Dask brings the others
+            read_cohorts(db, scratch)
+            cells, histograms = cell_sums(db, rows, self.features, level, self.axes)
+            files: dict[str, pa.Table | bytes] = {CELL_ROWS: cells, HISTOGRAM_ROWS: histograms}
+            if level == CODE and run.settings.get("absence", False):
+                files[PLACE_ROWS] = place_sums(db, rows, self.features, self.axes[0])
+        stage.publish(self.part, files)
+        return self.part, cells.num_rows
+
+
+def _compute(
+    tasks: Sequence[Callable[[], tuple[str, int]]], progress: Progress, workers: int | None, scheduler: str | None
+) -> None:
+    """All tasks done by Dask: by threads of this process, by processes, or by a cluster's workers."""
+    if scheduler is None:
+        with Callback(posttask=lambda key, made, *_: progress.advance(made[0], made[1])):
+            delayed = [dask.delayed(task)() for task in tasks]
+            dask.compute(*delayed, scheduler="threads", num_workers=workers or os.cpu_count(), optimize_graph=False)
+        return
+    with _client(scheduler, workers) as client:
+        from distributed import as_completed
+
+        futures = [client.submit(task, pure=False, retries=2) for task in tasks]
+        for _, made in as_completed(futures, with_results=True):
+            progress.advance(*made)
+
+
+@contextmanager
+def _client(scheduler: str, workers: int | None) -> Iterator[Any]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise UserError("--dask-scheduler needs the package distributed: pip install 'whenwhy[cluster]'.") from None
+    if scheduler == "processes":
+        with (
+            LocalCluster(
+                n_workers=workers or os.cpu_count(), threads_per_worker=1, dashboard_address=None, memory_limit=0
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise UserError(
+            f"No Dask scheduler answers at {scheduler} ({error}): check the address, or leave --dask-scheduler out."
+        ) from None
+    with client:
+        yield client
 
 
 def _feature_ranges(run: StageDirectory, vocabulary: pa.Table) -> dict[str, pa.Table]:
-    """Entry name -> the features of one task (feature_value_id, code), codes and groups never divided."""
-    counts = np.zeros(vocabulary.num_rows, dtype=np.int64)
-    for file in attribution_files(run, ROWS):
-        ids = pq.read_table(file, columns=["feature_value_id"])["feature_value_id"].to_numpy()
-        counts += np.bincount(ids, minlength=len(counts))
-    per_task = max(1, min(ROWS_A_TASK, int(counts.sum()) // FEWEST_TASKS))
+    """Entry name -> the features of one task (feature_value_id, code), codes and groups never divided.
+
+    By how often training patients have each feature value, and how many rows the run's first patients have for those.
+    """
     ids = vocabulary["feature_value_id"]
+    counts = np.zeros(vocabulary.num_rows, dtype=np.int64)
+    counts[ids.to_numpy()] = pc.fill_null(vocabulary["n_train"], 0).to_numpy()
+    n_rows = sum(int(run.entry(name).summary["n_rows"]) for name in Generation(run, 0).shards)
+    # To a power of two, so that a patient who leaves hardly ever changes the ranges.
+    counts *= 1 << max(0, round(np.log2(max(1, n_rows) / max(1, int(counts.sum())))))
+    counts += 2 * np.minimum(CELLS_OF_A_ROW * counts, CELLS_OF_A_FEATURE)
+    per_task = max(1, min(SIZE_OF_A_TASK, int(counts.sum()) // FEWEST_TASKS))
+    counts[EVERYTHING_ABSENT] = per_task  # a row a step, where there is one
     of_codes = pa.table({"feature_value_id": ids, "code": vocabulary["code"]})
     parents = vocabulary["parents"].combine_chunks()
     of_groups = pa.table(
-        {"feature_value_id": pc.list_parent_indices(parents).cast(pa.int32()), "code": pc.list_flatten(parents)}
+        {
+            "feature_value_id": ids.take(pc.list_parent_indices(parents)),
+            "code": pc.list_flatten(parents),
+        }
     )
     ranges: dict[str, pa.Table] = {}
-    for level, features in (("code", of_codes), ("group", of_groups)):
+    for level, features in ((CODE, of_codes), (GROUP, of_groups)):
         features = features.sort_by([("code", "ascending"), ("feature_value_id", "ascending")])
         if not features.num_rows:
             continue
@@ -152,27 +459,3 @@ def _feature_ranges(run: StageDirectory, vocabulary: pa.Table) -> dict[str, pa.T
                 ranges[f"{level}-{number:05d}"] = features.slice(begin, first + length - begin)
                 begin, filled, number = int(first + length), 0, number + 1
     return ranges
-
-
-def _finish(
-    out: str, run_path: str, name: str, features: pa.Table | None, axis: TimeAxis, memory_limit: str, scratch: str
-) -> tuple[str, int]:
-    """The Dask task: one entry computed and published. Receives names; returns the entry and its number of cells."""
-    stage, run = StageDirectory.open(Path(out), "aggregate"), StageDirectory.open(location(run_path), "attribute")
-    with connect(memory_limit, Path(scratch), threads=1) as db:  # Dask brings the others
-        define_predictions(db, attribution_files(run, PREDICTION_ROWS), axis)
-        define_at_risk(db, axis)
-        absence, rows = run.settings.get("absence", False), attribution_files(run, ROWS)
-        if features is None:
-            table = exposure_table(db, run.run_id, axis)
-            if absence:
-                table = with_places(db, attribution_files(run, GRADIENT_ROWS), table, axis)
-            files = {EXPOSURE_ROWS: table}
-        else:
-            level = name.split("-")[1]
-            table = cells_table(db, rows, features, level, run.run_id, axis)
-            files = {CELL_ROWS: table}
-            if absence and level == "code":
-                files[PLACE_ROWS] = recorded_places_table(db, rows, features, run.run_id, axis)
-    stage.publish(name, files)
-    return name, table.num_rows

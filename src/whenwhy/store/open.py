@@ -28,6 +28,7 @@ KNOWN_VALUES = {
     "stratum": "select distinct stratum from cells",
     "split": "select distinct split from cells",
     "level": "select distinct level from cells",
+    "axis": "select distinct time_axis from exposure",
     "run": "select run_id from runs",
 }
 
@@ -68,6 +69,8 @@ class Store:
             raise UserError(f"{file} cannot be read ({_first_line(error)}): run `whenwhy aggregate` again.") from None
         if newest > FORMAT_VERSION:
             raise UserError(f"{path} was written by a newer whenwhy (store format {newest}): upgrade whenwhy.")
+        if newest < FORMAT_VERSION:
+            raise UserError(f"{path} was written by an older whenwhy: run `whenwhy aggregate` again.")
         self._local = threading.local()
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
     STORE/CURRENT                    the published version's folder, replaced atomically
     STORE/versions/HASH/rows.duckdb       for analysts: every table of the contract
     STORE/versions/HASH/shareable.duckdb  for viewers: cells that may be shown, no patient's row
-    STORE/cells/RUN/                 the finished cells, so that aggregating again is quick
+    STORE/versions/HASH/made_from.json    the runs and cells that it was made from
+    STORE/cells/RUN/                 summed cells, so that aggregating again does only what is new
 
 A version is built beside, verified, renamed, and never touched again. Its name is the hash of what it was
 made from.
@@ -23,28 +24,39 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from whenwhy.attribution.attribution_directory import ABOUT, FIRST_LAYER_ROWS, PREDICTION_ROWS, ROWS
+from whenwhy.attribution.attribution_directory import (
+    ABOUT,
+    FIRST_LAYER_ROWS,
+    PREDICTION_ROWS,
+    ROWS,
+    first_prediction_id,
+)
 from whenwhy.attribution.registry import method_named
 from whenwhy.attribution.run_summary import residual_summary
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
-from whenwhy.manifests import canonical
+from whenwhy.events.out_of_core import literal, within
+from whenwhy.locations import named
+from whenwhy.manifests import canonical, sealed, unsealed
 from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
-from whenwhy.shards import StageDirectory
-from whenwhy.statistics.aggregate import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS, attribution_files, vocabulary_of
-from whenwhy.statistics.cells import list_of
+from whenwhy.shards import Json, StageDirectory
+from whenwhy.statistics.aggregate import Cells, attribution_files, vocabulary_of
+from whenwhy.statistics.cohorts import list_of
+from whenwhy.statistics.sums import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS
+from whenwhy.statistics.time_axis import BEFORE_PREDICTION
 from whenwhy.store.suppression import shown_cells, shown_exposure
 from whenwhy.store.views import ATTRIBUTIONS_VIEW, ESTIMATES_VIEW, student_t_975_macro
 
-ROWS_FILE, SHAREABLE_FILE = "rows.duckdb", "shareable.duckdb"
+ROWS_FILE, SHAREABLE_FILE, MADE_FROM_FILE = "rows.duckdb", "shareable.duckdb", "made_from.json"
+
+#: Rows that are put in order together.
+ROWS_AT_ONCE = 8_000_000
 
 #: Versions that stay: the published one, and the one before it for readers that have it open.
 KEPT_VERSIONS = 2
 
 
-def publish_store(
-    store: Path, cells: StageDirectory, attribution_paths: Sequence[Path], memory_limit: str = "2GB"
-) -> Path:
+def publish_store(store: Path, cells: Cells, attribution_paths: Sequence[Path], memory_limit: str = "1GB") -> Path:
     """The published version's folder. The same attributions give the same folder name.
 
     Raises:
@@ -52,21 +64,23 @@ def publish_store(
     """
     runs = [StageDirectory.open(path, "attribute").require_complete() for path in attribution_paths]
     made_from = {
-        "cells": cells.content_sha256(),
-        "runs": [run.content_sha256() for run in runs],
+        "runs": {run.run_id: {"path": named(run.path), "sha256": run.content_sha256()} for run in runs},
+        "cells": {run_id: [part.run_id for part in parts] for run_id, parts in cells.parts.items()},
         "format": FORMAT_VERSION,
     }
-    name = hashlib.sha256(canonical(made_from)).hexdigest()[:16]
+    contents = made_from | {"runs": {run.run_id: run.content_sha256() for run in runs}}
+    name = hashlib.sha256(canonical(contents)).hexdigest()[:16]
     version = store / "versions" / name
-    with Progress("publish", total=3, unit="tables") as progress:
+    with Progress("publish", total=3, unit="tables") as progress, within(memory_limit):
         if not version.exists():
             building = store / f".building-{uuid.uuid4().hex}"
             building.mkdir(parents=True)
             try:
                 _build_rows(building, cells, runs, memory_limit)
-                progress.advance(ROWS_FILE, 6)
+                progress.advance(ROWS_FILE, 8)
                 _build_shareable(building, memory_limit)
                 progress.advance(SHAREABLE_FILE, 4)
+                (building / MADE_FROM_FILE).write_bytes(sealed(made_from))
                 version.parent.mkdir(exist_ok=True)
                 os.replace(building, version)
             finally:
@@ -75,7 +89,23 @@ def publish_store(
             progress.finished = 2
         _point_current_at(store, version)
         progress.advance("CURRENT", 1)
+    _collect_cells(store)
     return version
+
+
+def made_from(version: Path) -> Json:
+    """What a version was made from: runs (by run id: path, sha256) and the directories of their cells."""
+    file = version / MADE_FROM_FILE
+    return unsealed(file, file.read_bytes(), "run `whenwhy aggregate` again")
+
+
+def _collect_cells(store: Path) -> None:
+    """Remove the cells that no version is made from any more."""
+    versions = [version for version in (store / "versions").iterdir() if (version / MADE_FROM_FILE).exists()]
+    used = {name for version in versions for parts in made_from(version)["cells"].values() for name in parts}
+    for folder in (store / "cells").iterdir():
+        if folder.name not in used:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def current_version(store: Path) -> Path:
@@ -121,7 +151,7 @@ def _connect(file: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
     )
 
 
-def _build_rows(folder: Path, cells: StageDirectory, runs: Sequence[StageDirectory], memory_limit: str) -> None:
+def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memory_limit: str) -> None:
     """rows.duckdb: the tables and views of the contract, verified against the inputs."""
     with _connect(folder / ROWS_FILE, memory_limit) as db:
         vocabulary = vocabulary_of(runs)
@@ -129,49 +159,92 @@ def _build_rows(folder: Path, cells: StageDirectory, runs: Sequence[StageDirecto
         names = pa.table({"run_id": [run.run_id for run in runs]})
         db.register("names", names)
         db.execute("create table feature_values as select n.run_id, v.* from names n, vocabulary v order by 1, 2")
-        for table, order in (
-            (CELL_ROWS, "run_id, level, code, feature_value_id, split, class, stratum, time_bin"),
-            (EXPOSURE_ROWS, "run_id, split, class, stratum, time_bin"),
-            (PLACE_ROWS, "run_id, feature_value_id, stream, split, class, stratum, time_bin"),
-        ):
-            files = [cells.file(n, table) for n in cells.shards if table in cells.entry(n).files]
-            if table == PLACE_ROWS and not files:
-                continue  # no run tells absence
-            db.execute(f"create table {table} as select * from read_parquet({list_of(files)}) order by {order}")
-        rows, predictions, first_layers = [], [], []
+        db.execute(
+            """create table codes as
+            select (row_number() over (order by code) - 1)::integer as code_number, code from (select distinct code from vocabulary)"""
+        )
+        _build_cells(db, cells)
+        _build_predictions(db, runs)
         for run in runs:
-            given = f"select '{run.run_id}' as run_id, * from read_parquet"
-            if FIRST_LAYER_ROWS in run.needs:
-                first_layers.append(f"{given}({list_of([run.file(FIRST_LAYER_ROWS, FIRST_LAYER_ROWS)])})")
-            rows.append(f"{given}({list_of(attribution_files(run, ROWS))})")
-            predictions.append(f"{given}({list_of(attribution_files(run, PREDICTION_ROWS))})")
-        db.execute(
-            f"create table rows as select * from ({' union all '.join(rows)}) "
-            "order by run_id, feature_value_id, prediction_id, step"
-        )
-        if first_layers:
-            db.execute(
-                f"create table first_layer as select * from ({' union all '.join(first_layers)}) order by 1, 2, 3"
-            )
-        db.execute(f"create temp table all_predictions as {' union all '.join(predictions)}")
-        strata = [
-            n
-            for (n,) in db.execute(
-                "select distinct unnest(map_keys(strata)) from all_predictions order by 1"
-            ).fetchall()
-        ]
-        columns = "".join(f""", strata['{n.replace("'", "''")}'] as "{n.replace('"', '""')}" """ for n in strata)
-        db.execute(
-            f"create table predictions as select * exclude (strata){columns} from all_predictions "
-            "order by run_id, prediction_id"
-        )
+            _insert_rows(db, run)
         db.register("told", _runs_table(runs))
         db.execute("create table runs as select * from told")
         db.execute(ATTRIBUTIONS_VIEW)
         db.execute(student_t_975_macro())
         db.execute(ESTIMATES_VIEW)
-        _verify(db, cells, runs)
+        _verify(db, runs)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
+
+
+def _build_cells(db: duckdb.DuckDBPyConnection, cells: Cells) -> None:
+    for table, order in (
+        (CELL_ROWS, "run_id, level, code, feature_value_id, time_axis, split, class, stratum, time_bin"),
+        (EXPOSURE_ROWS, "run_id, time_axis, split, class, stratum, time_bin"),
+        (PLACE_ROWS, "run_id, feature_value_id, stream, split, class, stratum, time_bin"),
+    ):
+        cells.insert_into(db, table, table, order)
+
+
+def _build_predictions(db: duckdb.DuckDBPyConnection, runs: Sequence[StageDirectory]) -> None:
+    """Tables predictions, with a column a stratum, and first_layer where a run tells absence."""
+    predictions, first_layers = [], []
+    for run in runs:
+        given = f"select '{run.run_id}' as run_id, * from read_parquet"
+        if FIRST_LAYER_ROWS in run.needs:
+            first_layers.append(f"{given}({list_of([run.file(FIRST_LAYER_ROWS, FIRST_LAYER_ROWS)])})")
+        predictions.append(f"{given}({list_of(attribution_files(run, PREDICTION_ROWS))})")
+    if first_layers:
+        db.execute(f"create table first_layer as select * from ({' union all '.join(first_layers)}) order by 1, 2, 3")
+    db.execute(f"create temp table all_predictions as {' union all '.join(predictions)}")
+    strata = [
+        n for (n,) in db.execute("select distinct unnest(map_keys(strata)) from all_predictions order by 1").fetchall()
+    ]
+    columns = "".join(f""", strata[{literal(n)}] as "{n.replace('"', '""')}" """ for n in strata)
+    db.execute(
+        f"create table predictions as select * exclude (strata){columns} from all_predictions "
+        "order by run_id, prediction_id"
+    )
+    db.execute("drop table all_predictions")
+
+
+#: A store's rows: few bytes each, in two orders; and what a prediction's rows of one code add up to.
+_ROWS = "'{run}' as run_id, *"
+
+
+def _insert_rows(db: duckdb.DuckDBPyConnection, run: StageDirectory) -> None:
+    """Tables rows (by feature value), rows_by_prediction, prediction_codes: each filled in its order, part by part."""
+    columns = _ROWS.format(run=run.run_id)
+    files = attribution_files(run, ROWS)
+
+    def into(table: str, query: str) -> None:
+        there = db.execute("select 1 from duckdb_tables() where table_name = ? and not temporary", [table]).fetchall()
+        db.execute(f"insert into {table} {query}" if there else f"create table {table} as {query}")
+
+    counts = db.execute(
+        """select feature_value_id, sum(n_events)::bigint as n from cells where run_id = ? and level = 'value' and class = 'all'
+        and stratum = 'all' and time_axis = ? and time_bin is null group by 1 order by 1""",
+        [run.run_id, BEFORE_PREDICTION],
+    ).fetchnumpy()
+    part = np.cumsum(counts["n"]) // ROWS_AT_ONCE
+    for number in np.unique(part) if len(part) else [None]:
+        ids = counts["feature_value_id"][part == number] if number is not None else [0]
+        into(
+            "rows",
+            f"select {columns} from read_parquet({list_of(files)}) where feature_value_id between {min(ids)} and {max(ids)} "
+            "order by feature_value_id, prediction_id, step, minutes, numeric_value, attribution",
+        )
+    # A shard's predictions lie together.
+    for file in sorted(zip(map(first_prediction_id, run.shards), files, strict=True)):
+        shard = list_of(file[1:])
+        order = "order by prediction_id, step nulls first, feature_value_id, minutes, numeric_value, attribution"
+        into("rows_by_prediction", f"select {columns} from read_parquet({shard}) {order}")
+        into(
+            "prediction_codes",
+            f"""select '{run.run_id}' as run_id, prediction_id, c.code_number, count(*)::integer as n_events,
+                sum(attribution::double) as sum, sum(abs(attribution)::double) as sum_abs
+            from read_parquet({shard}) join vocabulary using (feature_value_id) join codes c using (code)
+            group by prediction_id, c.code_number order by prediction_id, c.code_number""",
+        )
 
 
 def _build_shareable(folder: Path, memory_limit: str) -> None:
@@ -274,28 +347,27 @@ def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-def _verify(db: duckdb.DuckDBPyConnection, cells: StageDirectory, runs: Sequence[StageDirectory]) -> None:
-    """Every row of every shard and every cell is there once, and the cells hold exactly the rows' sums."""
-    counted = sum(told["rows"] for name in cells.shards for told in cells.entry(name).files.values())
-    tables = {table for name in cells.shards for table in cells.entry(name).files}
-    found = sum(count for table in tables for (count,) in db.execute(f"select count(*) from {table}").fetchall())
-    if found != counted:
-        raise UserError(f"The built version has {found:,} cells and counts for {counted:,}: aggregate again.")
+def _verify(db: duckdb.DuckDBPyConnection, runs: Sequence[StageDirectory]) -> None:
+    """Every row of every shard is there once in every order, and the cells hold exactly the rows' sums."""
     for run in runs:
         expected = sum(int(run.entry(shard).summary["n_rows"]) for shard in run.shards)
-        rows, units = db.execute(
-            f"select count(*), sum((attribution::double * {ATTRIBUTION_UNITS})::bigint)::double from rows where run_id = ?",
-            [run.run_id],
-        ).fetchall()[0]
-        events, total = db.execute(
-            """select sum(n_events), sum(sum) from cells where run_id = ? and level = 'code' and time_bin is null
-            and class = 'all' and stratum = 'all'""",
-            [run.run_id],
-        ).fetchall()[0]
-        if rows != expected or (
-            rows and (events != rows or not np.isclose(total, units / ATTRIBUTION_UNITS, rtol=1e-12))
-        ):
-            raise UserError(
-                f"The built version does not agree with {run.path} ({rows:,} rows for {expected:,}, "
-                f"{events:,} events in cells): remove STORE/cells and run `whenwhy aggregate` again."
+        found = {
+            table: db.execute(f"select {count}, {units} from {table} where run_id = ?", [run.run_id]).fetchall()[0]
+            for table, count, units in (
+                ("rows", "count(*)", f"sum((attribution::double * {ATTRIBUTION_UNITS})::bigint)::double"),
+                ("rows_by_prediction", "count(*)", f"sum((attribution::double * {ATTRIBUTION_UNITS})::bigint)::double"),
+                ("prediction_codes", "sum(n_events)", f"sum((sum * {ATTRIBUTION_UNITS})::bigint)::double"),
             )
+        }
+        found["cells"] = db.execute(
+            f"""select sum(n_events), sum(sum) * {ATTRIBUTION_UNITS} from cells where run_id = ? and level = 'code'
+            and time_axis = '{BEFORE_PREDICTION}' and time_bin is null and class = 'all' and stratum = 'all'""",
+            [run.run_id],
+        ).fetchall()[0]
+        total = found["rows"][1]
+        for table, (count, units) in found.items():
+            if (count or 0) != expected or (expected and not np.isclose(units, total, rtol=1e-12)):
+                raise UserError(
+                    f"The built version does not agree with {run.path} ({count or 0:,} rows in {table} for {expected:,}): "
+                    "remove STORE/cells and run `whenwhy aggregate` again."
+                )
