@@ -44,13 +44,13 @@ from whenwhy.statistics.aggregate import Cells, attribution_files, vocabulary_of
 from whenwhy.statistics.cohorts import list_of
 from whenwhy.statistics.sums import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
-from whenwhy.store.suppression import shown_cells, shown_exposure
+from whenwhy.store.suppression import CELL_COLUMNS, apart, shown_cells, shown_exposure
 from whenwhy.store.views import ATTRIBUTIONS_VIEW, ESTIMATES_VIEW, student_t_975_macro
 
 ROWS_FILE, SHAREABLE_FILE, MADE_FROM_FILE = "rows.duckdb", "shareable.duckdb", "made_from.json"
 
-#: Rows that are put in order together.
-ROWS_AT_ONCE = 8_000_000
+#: Rows that are put in order together, and cells of which it is decided together who sees them, about.
+ROWS_AT_ONCE, CELLS_AT_ONCE = 8_000_000, 2_000_000
 
 #: Versions that stay: the published one, and the one before it for readers that have it open.
 KEPT_VERSIONS = 2
@@ -250,34 +250,32 @@ def _insert_rows(db: duckdb.DuckDBPyConnection, run: StageDirectory) -> None:
 def _build_shareable(folder: Path, memory_limit: str) -> None:
     """shareable.duckdb: cells, exposure, feature values and runs after suppression."""
     with _connect(folder / ROWS_FILE, memory_limit) as db:
-        cells = db.sql("select * from cells").to_arrow_table()
+        db.execute(f"attach {literal(str(folder / SHAREABLE_FILE))} as shareable")
         exposure = db.sql("select * from exposure").to_arrow_table()
-        features = db.sql("select * from feature_values").to_arrow_table()
-        parents = db.sql("select code, any_value(parents) as parents from feature_values group by 1").to_arrow_table()
-        runs = db.sql("select * from runs").to_arrow_table()
-    cells = cells.filter(pa.array(shown_cells(cells, exposure, parents)))
-    exposure = exposure.filter(pa.array(shown_exposure(exposure)))
-    # A histogram's small counts would undo the suppression. So would what tells absence: counts of steps are not
-    # suppressed, and sums of gradients, as many numbers as the embeddings are wide, differ by a few patients' records.
-    cells = _without(cells, ["histogram", "sum_gradient"])
-    exposure = _without(exposure, ["n_places", "sum_gradient_vector", "sum_static_gradient_vector"])
-    runs = _shareable_runs(runs)
-    with _connect(folder / SHAREABLE_FILE, memory_limit) as db:
-        for name, table in (("cells", cells), ("exposure", exposure), ("all_features", features), ("runs_told", runs)):
-            db.register(f"given_{name}", table)
-        db.execute("create table cells as select * from given_cells")
-        db.execute("create table exposure as select * from given_exposure")
-        db.execute("create table runs as select * from given_runs_told")
+        _find_shown_cells(db, exposure)
+        exposure = exposure.filter(pa.array(shown_exposure(exposure)))
+        # A histogram's small counts would undo the suppression. So would what tells absence: counts of steps are not
+        # suppressed, and sums of gradients, as many numbers as the embeddings are wide, differ by a few patients' records.
+        exposure = _without(exposure, ["n_places", "sum_gradient_vector", "sum_static_gradient_vector"])
+        runs = _shareable_runs(db.sql("select * from runs").to_arrow_table())
+        db.register("shown_exposure", exposure)
+        db.register("shown_runs", runs)
+        db.execute(
+            "create table shareable.cells as select * replace (null::map(smallint, bigint) as histogram, "
+            "null::double as sum_gradient) from cells where rowid in (select place from shown_cells) order by rowid"
+        )
+        db.execute("create table shareable.exposure as select * from shown_exposure")
+        db.execute("create table shareable.runs as select * from shown_runs")
         # A training count is the count of a cell: it is shown where that cell is. An edge is a value that
         # somebody had: it is shown where both its bins are.
         db.execute(
-            """create table feature_values as
+            """create table shareable.feature_values as
             with shown as (
                 select f.*, exists (
-                    select 1 from cells c where c.run_id = f.run_id and c.feature_value_id = f.feature_value_id
+                    select 1 from shareable.cells c where c.run_id = f.run_id and c.feature_value_id = f.feature_value_id
                     and c.level = 'value' and c.split = 'train' and c.class = 'all' and c.stratum = 'all'
                     and c.time_bin is null
-                ) as is_shown from given_all_features f
+                ) as is_shown from feature_values f
             ),
             hidden_edges as (
                 select run_id, code, unnest([low, high]) as edge from shown where not is_shown and bin is not null
@@ -291,9 +289,43 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
                 case when is_shown then n_train_patients end as n_train_patients
             from shown s order by run_id, feature_value_id"""
         )
+        db.execute("use shareable")
         db.execute(student_t_975_macro())
         db.execute(ESTIMATES_VIEW)
+        db.execute("use rows")
+        db.execute("detach shareable")
     shutil.rmtree(folder / "scratch", ignore_errors=True)
+
+
+def _find_shown_cells(db: duckdb.DuckDBPyConnection, exposure: pa.Table) -> None:
+    """Temporary table shown_cells: the places of the cells that may be shown, found part by part."""
+    db.execute("create temp table shown_cells (place bigint)")
+    parents = db.sql(
+        """select c.code, any_value(f.parents) as parents, c.n::bigint as n from (select code, count(*) as n from cells group by 1) c
+        left join feature_values f on f.code = c.code group by c.code, c.n order by c.code"""
+    ).to_arrow_table()
+    if not parents.num_rows:
+        return
+    names = {
+        name: ", ".join(
+            literal(one) for (one,) in db.execute(f"select distinct {name} from cells order by 1").fetchall()
+        )
+        for name in ("run_id", "target", "split", "class", "stratum", "time_axis", "level", "code")
+    }
+    columns = ", ".join(f"{c}::enum({names[c]}) as {c}" if c in names else c for c in CELL_COLUMNS)
+    cohorts = db.execute("select distinct run_id, target, split from cells order by all").fetchall()
+    for codes in apart(parents, CELLS_AT_ONCE, parents["n"].to_numpy()):
+        db.register("some_codes", pa.table({"code": codes}))
+        for cohort in cohorts:
+            cells = db.sql(
+                f"""select rowid as place, {columns} from cells where run_id = ? and target = ? and split = ?
+                and code in (select code from some_codes)""",
+                params=list(cohort),
+            ).to_arrow_table()
+            shown = cells["place"].filter(pa.array(shown_cells(cells, exposure, parents)))
+            db.register("some_shown", pa.table({"place": shown}))
+            db.execute("insert into shown_cells select place from some_shown")
+        db.unregister("some_codes")
 
 
 def _without(table: pa.Table, names: Sequence[str]) -> pa.Table:
