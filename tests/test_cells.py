@@ -7,17 +7,20 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+from distributed import LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import SmallRun
 from replicas.cells import Axis, CellKey, ExposureKey, Row, RunReplica, remade
+from replicas.cells_by_duckdb import cells_by_duckdb
 from whenwhy.errors import UserError
 from whenwhy.events.out_of_core import connect
-from whenwhy.schema import ATTRIBUTION_UNITS, CELLS, EXPOSURE, EXPOSURE_SUMS, on_grid
+from whenwhy.schema import ATTRIBUTION_UNITS, CELL_SUMS, CELLS, EXPOSURE, EXPOSURE_SUMS, on_grid
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import BEFORE_PREDICTION, Cells, aggregate_cells
 from whenwhy.statistics.cells import cell_sums
@@ -31,6 +34,7 @@ from whenwhy.statistics.time_axis import (
     readable_axis,
     readable_two_sided_axis,
 )
+from whenwhy.statistics.whole_numbers import decimals, limbs, limbs_of_decimals, product, total
 from whenwhy.store import open_store
 
 CELL_KEY = ("target", "split", "class", "stratum", "level", "feature_value_id", "code", "time_axis", "time_bin")
@@ -112,6 +116,58 @@ def test_another_width_of_bins_equals_the_replica(small_run: SmallRun, tmp_path:
     assert_same(keyed(stage.table("exposure").to_pylist(), EXPOSURE_KEY), slow.exposure())
 
 
+def test_time_after_an_anchor_equals_the_replica(small_run: SmallRun, tmp_path: Path) -> None:
+    """Anchors within, at the ends of and beyond the records; some predictions have none."""
+    random = np.random.default_rng(5)
+
+    def anchored(table: pa.Table) -> pa.Table:
+        history = table["history_minutes"].fill_null(0).to_numpy()
+        minutes = (history * random.choice([0, 0.3, 1, 1.5], table.num_rows)).astype(np.int32)
+        column = pa.array(minutes, pa.int32(), mask=random.random(table.num_rows) < 0.2)
+        return table.set_column(table.column_names.index("anchor_minutes"), "anchor_minutes", column)
+
+    run = remade(small_run.attributions, tmp_path / "anchored", predictions=anchored)
+    cells = aggregate_cells([run], tmp_path / "store", time_bin_hours=100)
+    assert [axis.name for axis in cells.axes] == [BEFORE, "after_anchor"]
+    assert cells.axes[1].first_bin < 0 < cells.axes[1].last_bin
+    slow = replica_of(run, cells.axes)
+    assert_same(keyed(cells.table("cells").to_pylist(), CELL_KEY), slow.cells())
+    assert_same(keyed(cells.table("exposure").to_pylist(), EXPOSURE_KEY), slow.exposure())
+
+
+def test_contributions_of_any_size_equal_the_replica(small_run: SmallRun, tmp_path: Path) -> None:
+    """A score of thousands, as of a regression; a patient's sum beyond 1,024 leaves its cells without third powers."""
+
+    def large(table: pa.Table) -> pa.Table:
+        scale = np.where(np.arange(table.num_rows) % 50 == 0, 1e6, 300.0)
+        column = pa.array(on_grid(table["attribution"].to_numpy() * scale))
+        return table.set_column(table.column_names.index("attribution"), "attribution", column)
+
+    run = remade(small_run.attributions, tmp_path / "large", rows=large)
+    cells = aggregate_cells([run], tmp_path / "store", time_bin_hours=240)
+    found = keyed(cells.table("cells").to_pylist(), CELL_KEY)
+    assert_same(found, replica_of(run, cells.axes).cells())
+    assert {row["s_sss"] is None for row in found.values()} == {True, False}
+
+
+def test_every_cell_equals_those_of_duckdb_alone(small_run: SmallRun, daily: Cells) -> None:
+    """Two levels of GROUP BY over all rows at once, with every margin a grouping set or a repeated row."""
+    run = StageDirectory.open(small_run.attributions)
+    words = run.read("about", "feature_values").select(["feature_value_id", "code", "parents"])
+    files = [[run.file(name, table) for name in run.shards] for table in ("attributions", "predictions")]
+    [[part]] = daily.parts.values()
+    sums = [part.read(name, "cells") for name in part.shards if "cells" in part.entry(name).files]
+    with duckdb.connect() as db:
+        cells_by_duckdb(db, *files, words, daily.axes[0].width_hours, daily.axes[0].n_bins)
+        db.register("ours", pa.concat_tables(sums))
+        columns = ", ".join(f'"{name}"' for name in CELL_SUMS.names if name != "time_axis")
+        first = f"select {columns} from ours where time_axis = '{BEFORE}'"
+        second = f"select {columns} from cells_found"
+        counts = db.execute(f"select (select count(*) from ({first})), (select count(*) from ({second}))").fetchall()
+        assert counts[0][0] == counts[0][1] > 10_000
+        assert db.execute(f"select count(*) from ({first} except {second})").fetchall() == [(0,)]
+
+
 def test_the_replica_saw_every_kind_of_row(replica: tuple) -> None:
     """The small run exercises what the comparison is about: margins, levels, groups, ties, repeated patients."""
     cells, exposure = replica
@@ -142,6 +198,17 @@ def test_classes_and_strata_that_share_patients_do_not_add_up(replica: tuple) ->
 
 
 # -- the same whatever the circumstances --------------------------------------------------------------
+
+
+def test_processes_leave_the_content_hash(small_run: SmallRun, daily: Cells, tmp_path: Path) -> None:
+    """Dask's processes, and a scheduler's workers by its address, write the same bytes."""
+    asked = {"time_bin_hours": 24, "since": ["lab"]}
+    again = aggregate_cells([small_run.attributions], tmp_path / "a", **asked, workers=2, scheduler="processes")
+    assert again.content_sha256() == daily.content_sha256()
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster:
+        address = cluster.scheduler_address
+        again = aggregate_cells([small_run.attributions], tmp_path / "b", **asked, scheduler=address)
+    assert again.content_sha256() == daily.content_sha256()
 
 
 @pytest.mark.parametrize(("workers", "memory"), [(2, "1GB"), (1, "120MB"), (4, "300MB")])
@@ -273,6 +340,7 @@ def vector_table(draw: st.DrawFn, keys: list[int]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EXPOSURE_SUMS)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_vectors_merge_number_by_number(data: st.DataObject) -> None:
     tables = [vector_table(data.draw, data.draw(st.lists(st.integers(0, 3), unique=True))) for _ in range(3)]
@@ -391,6 +459,21 @@ def test_a_two_sided_axis_has_few_bins_and_spans_both_sides(before: list[int], a
     assert (np.array(after) < 60 * (axis.last_bin + 1) * axis.width_hours).mean() >= SPANNED
 
 
+# -- whole numbers ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(-(2**40), 2**40), st.integers(-(2**20), 2**20)), min_size=1, max_size=50))
+def test_products_and_sums_of_limbs_are_exact(pairs: list[tuple[int, int]]) -> None:
+    a, b = (limbs(np.array(numbers, dtype=np.int64)) for numbers in zip(*pairs, strict=True))
+    found = product(product(a, a), b)
+    exact = [x * x * y for x, y in pairs]
+    assert [int(number) for number in decimals(found).to_pylist()] == exact
+    assert [int(number) for number in decimals(limbs_of_decimals(decimals(found))).to_pylist()] == exact
+    assert [int(n) for n in decimals([limb.sum(keepdims=True) for limb in found]).to_pylist()] == [sum(exact)]
+    both = [x * x * y + x for x, y in pairs]
+    assert [int(number) for number in decimals(total(found, a)).to_pylist()] == both
+
+
 # -- bad input ----------------------------------------------------------------------------------------
 
 
@@ -420,6 +503,18 @@ def test_runs_of_other_feature_values_are_refused(small_run: SmallRun, tmp_path:
     )
     with pytest.raises(UserError, match=r"different feature values.*a store of its own"):
         aggregate_cells([small_run.attributions, other], tmp_path / "out")
+
+
+def test_a_scheduler_that_is_not_there_is_one_sentence(small_run: SmallRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No Dask scheduler answers at tcp://127.0.0.1:1") as told:
+        aggregate_cells([small_run.attributions], tmp_path / "out", scheduler="tcp://127.0.0.1:1")
+    assert "\n" not in str(told.value)
+
+
+def test_an_unknown_code_to_count_time_from_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no code 'labb'.*did you mean 'lab'\?"):
+        aggregate_cells([small_run.attributions], tmp_path / "out", since=["labb"])
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 def test_a_directory_of_another_stage_is_refused(small_run: SmallRun, tmp_path: Path) -> None:

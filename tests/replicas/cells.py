@@ -203,6 +203,8 @@ class RunReplica:
     def _cell(self, key: CellKey, patients: dict[int, list[int]], at_risk: dict[ExposureKey, dict[int, int]]) -> Row:
         risk = at_risk[(*key[:4], *key[-2:])]
         triples = [(sum(events), len(events), risk[patient]) for patient, events in patients.items()]
+        # A patient's sum beyond 1,024 has no third power in the table, nor has its cell.
+        beyond = any(abs(s) > 1024 * UNIT for s, _, _ in triples)
         every = [event for events in patients.values() for event in events]
 
         def total(term: Callable[[int, int, int], int], power: int = 0) -> float:
@@ -222,10 +224,10 @@ class RunReplica:
             "s_sn": total(lambda s, n, at: s * n, 1),
             "s_nn": total(lambda s, n, at: n * n),
             "s_s_N": total(lambda s, n, at: s * at, 1),
-            "s_sss": total(lambda s, n, at: s**3, 3),
-            "s_ssn": total(lambda s, n, at: s * s * n, 2),
-            "s_snn": total(lambda s, n, at: s * n * n, 1),
-            "s_nnn": total(lambda s, n, at: n**3),
+            "s_sss": None if beyond else total(lambda s, n, at: s**3, 3),
+            "s_ssn": None if beyond else total(lambda s, n, at: s * s * n, 2),
+            "s_snn": None if beyond else total(lambda s, n, at: s * n * n, 1),
+            "s_nnn": None if beyond else total(lambda s, n, at: n**3),
             "histogram": sorted(histogram.items()) if key[3] == ALL else None,
         }
 

@@ -36,7 +36,8 @@ def cells_by_duckdb(
         features: feature_value_id, code, parents.
     """
     db.register("features", features)
-    bins = f"least(minutes // {60 * width_hours}, {n_bins - 1})"
+    # least() would skip a null.
+    bins = f"case when minutes is not null then least(minutes // {60 * width_hours}, {n_bins - 1}) end"
     db.execute(
         f"""create or replace temp table of_predictions as
         select prediction_id, subject_id, target, split, unnest([label, 'all']) as class, stratum, history_minutes

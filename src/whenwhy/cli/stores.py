@@ -13,7 +13,6 @@ import typer.main
 from whenwhy.cli.shared import (
     OutputFormat,
     StorePath,
-    WorkerCount,
     app,
     out,
     serve_store,
@@ -34,18 +33,35 @@ def aggregate_command(
     out_path: Annotated[
         Path, typer.Option("--out", parser=directory, help="The store to publish a version in.", metavar="STORE")
     ],
-    time_bin_hours: Annotated[int | None, typer.Option(help="Width of a time bin; by default a readable one.")] = None,
-    memory_limit: Annotated[str, typer.Option(help="Of each DuckDB.")] = "1GB",
-    workers: WorkerCount = None,
+    time_bin_hours: Annotated[
+        int | None, typer.Option(help="Width of a time bin; by default the store's, or a readable one.")
+    ] = None,
+    since: Annotated[
+        list[str] | None, typer.Option(help="Count time from the first record of this code too; may be repeated.")
+    ] = None,
+    memory_limit: Annotated[str, typer.Option(help="Of each DuckDB.")] = "500MB",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Dask's workers; by default one a core.")
+    ] = None,
+    dask_scheduler: Annotated[
+        str | None,
+        typer.Option(help="'processes', or the address of a Dask scheduler whose workers see the same folders."),
+    ] = None,
 ) -> None:
     """Attributions become cells per feature value, time, class and cohort, published in a store."""
     from whenwhy.statistics import aggregate_cells
     from whenwhy.store import publish_store
 
     cells = aggregate_cells(
-        attributions, out_path, time_bin_hours=time_bin_hours, memory_limit=memory_limit, workers=workers
+        attributions,
+        out_path,
+        time_bin_hours=time_bin_hours,
+        since=since or (),
+        memory_limit=memory_limit,
+        workers=workers,
+        scheduler=dask_scheduler,
     )
-    version = publish_store(out_path, cells, attributions)
+    version = publish_store(out_path, cells, attributions, memory_limit)
     out.print(f"Published version {version.name} of the store {out_path}.", soft_wrap=True)
 
 

@@ -30,7 +30,7 @@ from whenwhy import __version__
 from whenwhy.attribution.attribution_directory import ABOUT, GRADIENT_ROWS, PREDICTION_ROWS, ROWS
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError, unknown_name
-from whenwhy.events.out_of_core import connect, within
+from whenwhy.events.out_of_core import connect, literal, within
 from whenwhy.events.sequence_directory import VOCABULARY, shard_place
 from whenwhy.locations import location, named, replace, require_local
 from whenwhy.manifests import canonical, sealed, unsealed
@@ -43,6 +43,7 @@ from whenwhy.statistics.sums import (
     CELL_ROWS,
     EXPOSURE_ROWS,
     HISTOGRAM_ROWS,
+    ORDER,
     PLACE_ROWS,
     bounds_of,
     finished_sql,
@@ -96,39 +97,48 @@ class Cells:
         told = {run: [part.content_sha256() for part in parts] for run, parts in self.parts.items()}
         return hashlib.sha256(canonical({"runs": told, "axes": [asdict(axis) for axis in self.axes]})).hexdigest()
 
-    def files(self, run_id: str, name: str) -> list[Path]:
-        """A run's files of sums: of cells, histograms, exposure or recorded places."""
-        return [
-            part.file(entry, name)
-            for part in self.parts[run_id]
-            for entry in part.shards
-            if name in part.entry(entry).files
-        ]
+    def insert_into(self, db: duckdb.DuckDBPyConnection, name: str, table: str) -> None:
+        """A new table of the contract (cells, exposure, recorded_places), of all runs; not there where no run has it.
 
-    def insert_into(self, db: duckdb.DuckDBPyConnection, name: str, table: str, order: str) -> None:
-        """A new table of the contract (cells, exposure, recorded_places), of all runs; not there where no run has it."""
-        bounds = bounds_of(self.axes)
-        db.register("bounds", bounds)
-        queries = []
-        for run_id in self.parts:
-            files = self.files(run_id, name)
-            if files:
-                histograms = self._summed(run_id, HISTOGRAM_ROWS) if name == CELL_ROWS else ""
-                queries.append(finished_sql(name, run_id, self._summed(run_id, name), histograms))
-        if queries:
-            db.execute(f"create table {table} as select * from ({' union all '.join(queries)}) order by {order}")
+        Filled a range of codes at a time, and within it in the order of the table's keys.
+        """
+        db.register("bounds", bounds_of(self.axes))
+        there = False
+        for run_id, parts in self.parts.items():
+            entries = [entry for entry in parts[0].shards if name in parts[0].entry(entry).files]
+            for entry in entries[:1] if name == PLACE_ROWS else entries:
+                histograms = self._summed(run_id, HISTOGRAM_ROWS, entry) if name == CELL_ROWS else ""
+                query = finished_sql(name, run_id, self._summed(run_id, name, entry), histograms)
+                query += f" order by {ORDER[name]}"
+                db.execute(f"insert into {table} {query}" if there else f"create table {table} as {query}")
+                there = True
         db.unregister("bounds")
 
     def table(self, name: str) -> pa.Table:
         """The same as an Arrow table, for one that fits in memory."""
         with duckdb.connect() as db:
-            self.insert_into(db, name, "found", "all")
+            self.insert_into(db, name, "found")
             return db.sql("select * from found").to_arrow_table()
 
-    def _summed(self, run_id: str, name: str) -> str:
-        files = self.files(run_id, name)
-        rows = f"select * from read_parquet({list_of(files)})"
-        return rows if len(self.parts[run_id]) == 1 else merged_sql(name, rows)
+    def _summed(self, run_id: str, name: str, entry: str) -> str:
+        """The SQL of the sums over all generations of what the first one has in an entry; of places, in all of them."""
+        first, *later = self.parts[run_id]
+        if name == PLACE_ROWS:
+            every = [
+                part.file(e, name) for part in self.parts[run_id] for e in part.shards if name in part.entry(e).files
+            ]
+            return merged_sql(name, f"select * from read_parquet({list_of(every)})")
+        rows = f"select * from read_parquet({list_of([first.file(entry, name)])})"
+        if not later:
+            return rows
+        # Others may cut the codes elsewhere.
+        low, high = (literal(code) for code in first.entry(entry).summary.get("codes", ("", "")))
+        level = entry.partition("-")[0]
+        for part in later:
+            files = [part.file(e, name) for e in part.shards if e.startswith(level) and name in part.entry(e).files]
+            where = f" where code between {low} and {high}" if level != EXPOSURE_ROWS else ""
+            rows += f" union all select * from read_parquet({list_of(files)}){where}"
+        return merged_sql(name, rows)
 
 
 def aggregate_cells(
@@ -137,7 +147,7 @@ def aggregate_cells(
     *,
     time_bin_hours: int | None = None,
     since: Sequence[str] = (),
-    memory_limit: str = "1GB",
+    memory_limit: str = "500MB",
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> Cells:
@@ -375,8 +385,12 @@ class _Finish:
             files: dict[str, pa.Table | bytes] = {CELL_ROWS: cells, HISTOGRAM_ROWS: histograms}
             if level == CODE and run.settings.get("absence", False):
                 files[PLACE_ROWS] = place_sums(db, rows, self.features, self.axes[0])
-        stage.publish(self.part, files)
-        return self.part, cells.num_rows
+        codes = self.features["code"]
+        stage.publish(self.part, files, {"codes": [pc.min(codes).as_py(), pc.max(codes).as_py()]})
+        count = cells.num_rows
+        del cells, histograms, files
+        pa.default_memory_pool().release_unused()  # another task has other needs
+        return self.part, count
 
 
 def _compute(

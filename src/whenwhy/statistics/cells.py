@@ -22,12 +22,12 @@ from scipy.sparse import csc_array
 from whenwhy.schema import ATTRIBUTION_UNITS, CELL_SUMS, FARTHEST, HISTOGRAMS
 from whenwhy.statistics.cohorts import ALL, list_of, position
 from whenwhy.statistics.time_axis import TimeAxis
-from whenwhy.statistics.whole_numbers import LARGE, Limbs, decimals, limbs, limbs_of_decimals, product
+from whenwhy.statistics.whole_numbers import LARGE, Limbs, decimals, limbs, limbs_of_decimals, product, total
 
 VALUE, CODE, GROUP = "value", "code", "group"
 
 #: Patients' sums that are added up together, about, and cells that may be empty.
-ROWS_AT_ONCE, CELLS_AT_ONCE = 100_000, 150_000
+ROWS_AT_ONCE, CELLS_AT_ONCE = 30_000, 200_000
 
 #: A contribution's place in the histogram: 0, or the sign times (97 + floor(4 log2 |contribution|)), at most 256 in
 #: size. Fixed edges, so that histograms merge by addition.
@@ -58,13 +58,42 @@ class _Patients:
 
     Attributes:
         who: whose margins a row counts for; feature: its number among those of the level; time_bin.
-        quantities: name -> what is added up over patients, limbs.
+        numbers: s, n (a patient's sum and count in the cell), s_abs, slopes, n_slopes, and risk where it is not 1.
+        squares: the sums of squares.
     """
 
     who: np.ndarray
     feature: np.ndarray
     time_bin: np.ndarray
-    quantities: dict[str, Limbs]
+    numbers: dict[str, np.ndarray]
+    squares: pa.Array
+
+    def quantities(self, own: slice) -> dict[str, Limbs]:
+        """What is added up over some rows' patients, of the columns of `schema.CELL_SUMS`."""
+        of = {name: numbers[own] for name, numbers in self.numbers.items()}
+        s, n = of["s"], of["n"]
+        near = np.abs(s) <= FARTHEST
+        sum_, count = limbs(s), limbs(n)
+        near_sum, near_count = limbs(np.where(near, s, 0)), limbs(np.where(near, n, 0))
+        near_square, near_count_square = product(near_sum, near_sum), product(near_count, near_count)
+        return {
+            "n_events": [n],
+            "n_patients": [np.ones_like(n)],
+            "sum": [s],
+            "sum_abs": [of["s_abs"]],
+            "sum_sq": limbs_of_decimals(self.squares[own]),
+            "s_ss": product(sum_, sum_),
+            "s_sn": product(sum_, count),
+            "s_nn": product(count, count),
+            "s_s_N": product(sum_, limbs(of["risk"])) if "risk" in of else sum_,
+            "n_beyond": [np.where(near, 0, 1)],
+            "s_sss": product(near_square, near_sum),
+            "s_ssn": product(near_square, near_count),
+            "s_snn": product(near_sum, near_count_square),
+            "s_nnn": product(near_count, near_count_square),
+            "n_slopes": [of["n_slopes"]],
+            "sum_gradient": [of["slopes"]],
+        }
 
 
 class _Part:
@@ -169,17 +198,11 @@ class _Part:
         column = {name: found[name].combine_chunks() for name in found.column_names}
         feature_number, bins = column["feature"].to_numpy(), column["time_bin"].to_numpy().astype(np.int64)
         order = np.argsort((feature_number.astype(np.int64) << 16) + bins + (1 << 15))
-        numbers = {
-            name: column[name].to_numpy()[order] for name in ("s", "n", "s_abs", "n_slopes", "risk") if name in column
-        }
-        slopes = column["slopes"].fill_null(0).to_numpy()[order]
-        squares = limbs_of_decimals(column["s_sq"].take(pa.array(order)))
-        return _Patients(
-            column["who"].to_numpy()[order],
-            feature_number[order],
-            bins[order],
-            _quantities(numbers, slopes, squares),
-        )
+        names = ("s", "n", "s_abs", "n_slopes", "risk")
+        numbers = {name: column[name].to_numpy()[order] for name in names if name in column}
+        numbers["slopes"] = column["slopes"].fill_null(0).to_numpy()[order]
+        who = column["who"].to_numpy()[order]
+        return _Patients(who, feature_number[order], bins[order], numbers, column["s_sq"].take(pa.array(order)))
 
     def _of_codes(self, values: pa.Table, time_bin: str, risk: str, where: str, axis: TimeAxis) -> Iterator[pa.Table]:
         """The cells of codes: those of their only value, or of all their values together."""
@@ -275,34 +298,6 @@ class _Part:
         return pa.table({field.name: columns[field.name] for field in HISTOGRAMS}).cast(HISTOGRAMS)
 
 
-def _quantities(numbers: dict[str, np.ndarray], slopes: np.ndarray, squares: Limbs) -> dict[str, Limbs]:
-    """What is added up over patients, of the columns of `schema.CELL_SUMS`; zeros only where nothing is said."""
-    s, n = numbers["s"], numbers["n"]
-    near = np.abs(s) <= FARTHEST
-    sum_, count = limbs(s), limbs(n)
-    risk = limbs(numbers["risk"]) if "risk" in numbers else None
-    near_sum, near_count = limbs(np.where(near, s, 0)), limbs(np.where(near, n, 0))
-    near_square = product(near_sum, near_sum)
-    return {
-        "n_events": [n],
-        "n_patients": [np.ones_like(n)],
-        "sum": [s],
-        "sum_abs": [numbers["s_abs"]],
-        "sum_sq": squares,
-        "s_ss": product(sum_, sum_),
-        "s_sn": product(sum_, count),
-        "s_nn": product(count, count),
-        "s_s_N": product(sum_, risk) if risk is not None else sum_,
-        "n_beyond": [np.where(near, 0, 1)],
-        "s_sss": product(near_square, near_sum),
-        "s_ssn": product(near_square, near_count),
-        "s_snn": product(near_sum, product(near_count, near_count)),
-        "s_nnn": product(near_count, product(near_count, near_count)),
-        "n_slopes": [numbers["n_slopes"]],
-        "sum_gradient": [slopes],
-    }
-
-
 @dataclass(frozen=True)
 class _Added:
     """Cells that somebody is in: their numbers, and of each quantity the sums of its limbs."""
@@ -317,31 +312,41 @@ def _blocks(patients: _Patients, place: np.ndarray, margins_of: np.ndarray, n_ma
     Args:
         place: the number of the first cell of a patient's feature and bin.
     """
-    begins = np.flatnonzero(np.diff(patients.feature, prepend=-1))
+    ends = np.append(np.flatnonzero(np.diff(patients.feature)) + 1, len(place))  # of features
     begin = 0
     while begin < len(place):
-        after = begins[np.searchsorted(begins, begin + ROWS_AT_ONCE) :]
-        end = int(after[0]) if len(after) else len(place)
-        own = slice(begin, end)
-        margins = margins_of[patients.who[own]]
+        within = ends[(ends > begin) & (ends <= begin + ROWS_AT_ONCE)]
+        end = int(within[-1] if len(within) else ends[ends > begin][0])
         low = int(place[begin])
-        cells = np.where(margins >= 0, margins, n_margins - 1) + (place[own] - low)[:, None]
         n_cells = int(place[end - 1]) - low + n_margins
-        numbers = None
-        if n_cells > max(CELLS_AT_ONCE, 2 * cells.size):  # most would be empty
-            numbers, cells = np.unique(cells, return_inverse=True)
+        numbers = None  # of the cells that somebody is in, where most would be empty
+        if n_cells > CELLS_AT_ONCE:
+            numbers = np.unique(_cells_of(patients, place - low, margins_of, slice(begin, end), n_margins))
             n_cells = len(numbers)
-        columns = [limb[own] for parts in patients.quantities.values() for limb in parts]
-        added = _added(np.stack(columns, axis=1), cells.reshape(end - begin, -1), n_cells)
-        kept = np.flatnonzero(added[:, 1])
-        cell = (numbers[kept] if numbers is not None else kept) + low
-        real = cell % n_margins != n_margins - 1
-        added, sums, at = added[kept[real]], {}, 0
-        for name, parts in patients.quantities.items():
-            sums[name] = [added[:, at + number] for number in range(len(parts))]
-            at += len(parts)
-        yield _Added(cell[real], sums)
+        sums: dict[str, Limbs] = {}
+        for first in range(begin, end, ROWS_AT_ONCE):  # a feature alone may have many
+            own = slice(first, min(first + ROWS_AT_ONCE, end))
+            cells = _cells_of(patients, place - low, margins_of, own, n_margins)
+            if numbers is not None:
+                cells = np.searchsorted(numbers, cells)
+            quantities = patients.quantities(own)
+            added = _added(np.stack([limb for parts in quantities.values() for limb in parts], axis=1), cells, n_cells)
+            at = 0
+            for name, parts in quantities.items():
+                now = [added[:, at + number] for number in range(len(parts))]
+                sums[name] = total(sums[name], now) if name in sums else now
+                at += len(parts)
+        number = np.arange(n_cells) if numbers is None else numbers
+        kept = np.flatnonzero((sums["n_patients"][0] > 0) & (number % n_margins != n_margins - 1))
+        yield _Added(number[kept] + low, {name: [limb[kept] for limb in parts] for name, parts in sums.items()})
         begin = end
+
+
+def _cells_of(patients: _Patients, place: np.ndarray, margins_of: np.ndarray, own: slice, n_margins: int) -> np.ndarray:
+    """The cells of some rows' patients [row, margins]; the last of a place stands for no margin."""
+    margins = margins_of[patients.who[own]]
+    cells: np.ndarray = np.where(margins >= 0, margins, n_margins - 1) + place[own, None]
+    return cells
 
 
 def _added(quantities: np.ndarray, cells: np.ndarray, n_cells: int) -> np.ndarray:

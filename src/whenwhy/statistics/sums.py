@@ -35,6 +35,14 @@ SUMS = {
 }
 
 
+#: In which order the rows of a table of the contract lie.
+ORDER = {
+    CELL_ROWS: "code, level, feature_value_id, time_axis, split, class, stratum, time_bin",
+    EXPOSURE_ROWS: "time_axis, split, class, stratum, time_bin",
+    PLACE_ROWS: "feature_value_id, stream, split, class, stratum, time_bin",
+}
+
+
 def merged(name: str, tables: Sequence[pa.Table]) -> pa.Table:
     """The sums of all tables' patients together, in the order of their keys; what nobody is left in is not there.
 

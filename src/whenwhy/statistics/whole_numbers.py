@@ -76,6 +76,12 @@ def product(one: Limbs, other: Limbs) -> Limbs:
     return carried(parts)
 
 
+def total(one: Limbs, other: Limbs) -> Limbs:
+    """The sum of numbers, or of sums of limbs, row by row."""
+    short, long = sorted((one, other), key=len)
+    return [*(a + b for a, b in zip(short, long, strict=False)), *long[len(short) :]]
+
+
 def decimals(parts: Sequence[np.ndarray]) -> pa.Array:
     """A column of `LARGE` numbers from limbs, or from sums of limbs."""
     *lower, top = carried(parts)

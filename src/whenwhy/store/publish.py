@@ -163,7 +163,8 @@ def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memo
             """create table codes as
             select (row_number() over (order by code) - 1)::integer as code_number, code from (select distinct code from vocabulary)"""
         )
-        _build_cells(db, cells)
+        for table in (CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS):
+            cells.insert_into(db, table, table)
         _build_predictions(db, runs)
         for run in runs:
             _insert_rows(db, run)
@@ -174,15 +175,6 @@ def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memo
         db.execute(ESTIMATES_VIEW)
         _verify(db, runs)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
-
-
-def _build_cells(db: duckdb.DuckDBPyConnection, cells: Cells) -> None:
-    for table, order in (
-        (CELL_ROWS, "run_id, level, code, feature_value_id, time_axis, split, class, stratum, time_bin"),
-        (EXPOSURE_ROWS, "run_id, time_axis, split, class, stratum, time_bin"),
-        (PLACE_ROWS, "run_id, feature_value_id, stream, split, class, stratum, time_bin"),
-    ):
-        cells.insert_into(db, table, table, order)
 
 
 def _build_predictions(db: duckdb.DuckDBPyConnection, runs: Sequence[StageDirectory]) -> None:

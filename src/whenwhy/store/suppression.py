@@ -157,7 +157,8 @@ def _numbers(column: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
     if isinstance(column, pa.ChunkedArray):  # of no chunk, or of several
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_dictionary(column.type):
-        place = pc.index_in(column.dictionary, value_set=names).to_numpy().astype(np.int64)
+        # A dictionary may name what no row has.
+        place = pc.fill_null(pc.index_in(column.dictionary, value_set=names), -1).to_numpy().astype(np.int64)
         return np.asarray(place[column.indices.to_numpy()])
     return np.asarray(pc.index_in(column, value_set=names).to_numpy().astype(np.int64))
 
