@@ -13,6 +13,7 @@ import pytest
 
 from cohort import write_cohort
 from conftest import INLINE, SmallRun
+from test_cells import CELL_KEY, EXPOSURE_KEY, assert_same, keyed, replica_of
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
 from whenwhy.attribution.attribution_directory import PREDICTION_ROWS, ROWS
 from whenwhy.attribution.population import POPULATION, RATES_TABLE, REFERENCES_TABLE
@@ -23,6 +24,7 @@ from whenwhy.forget import forget
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
+from whenwhy.statistics.leaving import leave, leaving
 from whenwhy.store import open_store, publish_store
 from whenwhy.working_folder import alone
 
@@ -81,6 +83,62 @@ def test_a_generation_is_added_without_touching_the_old(small_run: SmallRun, gro
         == ids.num_rows
         == len(found) + sum(before.read(name, TABLE).num_rows for name in before.shards)
     )
+
+
+def test_cells_follow_a_generation_without_being_made_anew(
+    small_run: SmallRun, grown: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """The old ones stay, the new patients' are added to them; so it is if both are aggregated at once."""
+    sequences, attributions, meds = grown
+    store = tmp_path / "store"
+    before = aggregate_cells([attributions], store, time_bin_hours=24, since=["lab"])
+    publish_store(store, before, [attributions])
+    [[first]] = before.parts.values()
+    files = modified(first)
+    add_generation(meds, meds / "labels" / "outcome", sequences, INLINE)
+    attribute_shards(sequences, small_run.model, attributions, AttributeSettings(), INLINE)
+    after = aggregate_cells([attributions], store)
+    [[same, new]] = after.parts.values()
+    assert same.path == first.path
+    assert modified(first) == files
+    assert new.path != first.path
+    assert after.axes == before.axes
+    slow = replica_of(attributions, after.axes)
+    for name, key, expected in (("cells", CELL_KEY, slow.cells()), ("exposure", EXPOSURE_KEY, slow.exposure())):
+        assert_same(keyed(after.table(name).to_pylist(), key), expected)
+    version = publish_store(store, after, [attributions])
+    other = tmp_path / "other"
+    at_once = aggregate_cells([attributions], other, time_bin_hours=24, since=["lab"], workers=1)
+    if at_once.axes == after.axes:
+        assert publish_store(other, at_once, [attributions]).name == version.name
+
+
+def test_cells_without_a_patient_are_those_of_the_others(everything: dict[str, Path], tmp_path: Path) -> None:
+    """What the patient adds up to is taken away: nobody else's rows are read, and every cell is as if made anew."""
+    subject, store, attributions = 17, everything["store"], everything["attributions"]
+    run = StageDirectory.open(attributions)
+    holding = [n for n in run.shards if subject in run.read(n, PREDICTION_ROWS)["subject_id"].to_pylist()]
+    assert len(holding) == 1
+    gone = leaving(store, run, holding, pa.array([subject]))
+    forget({subject}, [everything["sequences"], attributions])
+    others = [
+        attributions / "data" / told["file"]
+        for name in set(run.shards) - set(holding)
+        for told in run.entry(name).files.values()
+    ]
+    for file in others:
+        file.rename(file.with_suffix(".away"))
+    leave(store, gone)
+    for file in others:
+        file.with_suffix(".away").rename(file)
+    made = aggregate_cells([attributions], store)
+    [[part]] = made.parts.values()
+    assert part.path != gone[0].before.path
+    assert part.shards == gone[0].before.shards
+    anew = aggregate_cells([attributions], tmp_path / "anew", time_bin_hours=24)
+    assert anew.axes == made.axes
+    for name, key in (("cells", CELL_KEY), ("exposure", EXPOSURE_KEY)):
+        assert keyed(made.table(name).to_pylist(), key) == keyed(anew.table(name).to_pylist(), key)
 
 
 def test_the_new_records_are_those_of_a_whole_run_by_the_same_feature_values(

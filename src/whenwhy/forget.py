@@ -29,6 +29,7 @@ from whenwhy.events.sequence_directory import TABLE
 from whenwhy.locations import require_local
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
+from whenwhy.statistics.leaving import leave, leaving
 from whenwhy.store import publish_store
 from whenwhy.store.publish import ROWS_FILE, current_version, made_from
 from whenwhy.working_folder import alone, fsync
@@ -85,9 +86,20 @@ def _forgotten(
     if not any(held) and not in_data and not any(_store_holds(store, wanted) for store in of_store):
         named = ", ".join(str(path) for path in paths)
         raise UserError(f"No subject {', '.join(map(str, wanted.to_pylist()))} is in {named}: check the id.")
+    leavers = {
+        store: [
+            one
+            for stage, names in zip(stages, held, strict=True)
+            if stage.path in runs
+            for one in leaving(store, stage, [name for name in names if name in stage.shards], wanted)
+        ]
+        for store, runs in of_store.items()
+    }
     lines = [_forget_in_meds(path, wanted) for path in data_sets]
     lines += [_forget_in_stage(stage, names, wanted) for stage, names in zip(stages, held, strict=True)]
-    lines += [_rebuilt(path, runs, wanted) for path, runs in of_store.items()]
+    for store, runs in of_store.items():
+        leave(store, leavers[store])
+        lines.append(_rebuilt(store, runs, wanted))
     if any(stage.manifest["stage"] == "train" for stage in stages):
         lines.append("Weights keep what they learned from a training patient: train again to remove that too.")
     lines += [

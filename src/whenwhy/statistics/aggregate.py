@@ -300,36 +300,61 @@ def _first_records(
 # -- tasks ----------------------------------------------------------------------------------------
 
 
+def directory_of(
+    folder: Path, generation: Generation, axes: Sequence[TimeAxis], entries: Sequence[str]
+) -> StageDirectory:
+    """The directory of a generation's cells below `folder`: new, or an earlier one of the same patients and axes.
+
+    Args:
+        entries: that it is to have if it is new.
+    """
+    run = generation.run
+    settings: Json = {"axes": [asdict(axis) for axis in axes]}
+    told = {
+        "path": named(run.path),
+        "run_id": run.run_id,
+        "generation": generation.number,
+        "vocabulary": run.entry(ABOUT).summary["vocabulary_sha256"],
+        "sha256": run.content_sha256(generation.shards),
+    }
+    inputs = {"attributions": told}
+    path = folder / run_id_of("aggregate", settings, inputs, __version__)
+    return StageDirectory.create(
+        path, stage="aggregate", settings=settings, inputs=inputs, shards=entries, code_version=__version__
+    )
+
+
+def recorded_codes(vocabulary: pa.Table) -> pa.Table:
+    """feature_value_id and code of what was recorded, and does not follow from something recorded."""
+    return vocabulary.filter(pc.equal(vocabulary["kind"], RECORDED)).select(["feature_value_id", "code"])
+
+
+def features_of(vocabulary: pa.Table) -> dict[str, pa.Table]:
+    """Level (code, group) -> feature_value_id, code: which feature values belong to which code, or code group."""
+    ids, parents = vocabulary["feature_value_id"], vocabulary["parents"].combine_chunks()
+    groups = {"feature_value_id": ids.take(pc.list_parent_indices(parents)), "code": pc.list_flatten(parents)}
+    return {CODE: pa.table({"feature_value_id": ids, "code": vocabulary["code"]}), GROUP: pa.table(groups)}
+
+
+def exposure_of(
+    db: duckdb.DuckDBPyConnection, run: StageDirectory, gradients: Sequence[Path], axes: Sequence[TimeAxis]
+) -> pa.Table:
+    """`schema.EXPOSURE_SUMS`, with what tells absence where the run does; the tables of cohorts are there."""
+    table = exposure_sums(db, axes)
+    return with_places(db, gradients, table, axes[0]) if run.settings.get("absence", False) else table
+
+
 class _Work:
     """The directory of one generation's cells, and the tasks that fill it."""
 
     def __init__(
         self, folder: Path, generation: Generation, vocabulary: pa.Table, axes: Sequence[TimeAxis], memory_limit: str
     ) -> None:
-        run = generation.run
         self.generation, self.axes, self.memory_limit = generation, list(axes), memory_limit
-        self.layout = _feature_ranges(run, vocabulary)
-        settings: Json = {"axes": [asdict(axis) for axis in axes]}
-        inputs = {
-            "attributions": {
-                "path": named(run.path),
-                "run_id": run.run_id,
-                "generation": generation.number,
-                "vocabulary": run.entry(ABOUT).summary["vocabulary_sha256"],
-                "sha256": run.content_sha256(generation.shards),
-            }
-        }
-        path = folder / run_id_of("aggregate", settings, inputs, __version__)
-        self.stage = StageDirectory.create(
-            path,
-            stage="aggregate",
-            settings=settings,
-            inputs=inputs,
-            shards=[EXPOSURE_ROWS, *self.layout],
-            code_version=__version__,
-        )
-        self.scratch = path / "scratch"
-        self.codes = vocabulary.filter(pc.equal(vocabulary["kind"], RECORDED)).select(["feature_value_id", "code"])
+        self.layout = _feature_ranges(generation.run, vocabulary)
+        self.stage = directory_of(folder, generation, axes, [EXPOSURE_ROWS, *self.layout])
+        self.scratch = self.stage.path / "scratch"
+        self.codes = recorded_codes(vocabulary)
 
     def prepare(self) -> None:
         """What every task needs to know of the predictions, written once; and the exposure."""
@@ -339,13 +364,8 @@ class _Work:
             define_cohorts(db, of.files(PREDICTION_ROWS), of.files(ROWS), self.axes, self.codes)
             write_cohorts(db, self.scratch)
             if not self.stage.has(EXPOSURE_ROWS):
-                self.stage.publish(EXPOSURE_ROWS, {EXPOSURE_ROWS: self._exposure(db)})
-
-    def _exposure(self, db: duckdb.DuckDBPyConnection) -> pa.Table:
-        table = exposure_sums(db, self.axes)
-        if self.generation.run.settings.get("absence", False):
-            table = with_places(db, self.generation.files(GRADIENT_ROWS), table, self.axes[0])
-        return table
+                exposure = exposure_of(db, of.run, of.files(GRADIENT_ROWS), self.axes)
+                self.stage.publish(EXPOSURE_ROWS, {EXPOSURE_ROWS: exposure})
 
     def task(self, part: str) -> Callable[[], tuple[str, int]]:
         of = self.generation
@@ -449,16 +469,8 @@ def _feature_ranges(run: StageDirectory, vocabulary: pa.Table) -> dict[str, pa.T
     counts += 2 * np.minimum(CELLS_OF_A_ROW * counts, CELLS_OF_A_FEATURE)
     per_task = max(1, min(SIZE_OF_A_TASK, int(counts.sum()) // FEWEST_TASKS))
     counts[EVERYTHING_ABSENT] = per_task  # a row a step, where there is one
-    of_codes = pa.table({"feature_value_id": ids, "code": vocabulary["code"]})
-    parents = vocabulary["parents"].combine_chunks()
-    of_groups = pa.table(
-        {
-            "feature_value_id": ids.take(pc.list_parent_indices(parents)),
-            "code": pc.list_flatten(parents),
-        }
-    )
     ranges: dict[str, pa.Table] = {}
-    for level, features in ((CODE, of_codes), (GROUP, of_groups)):
+    for level, features in features_of(vocabulary).items():
         features = features.sort_by([("code", "ascending"), ("feature_value_id", "ascending")])
         if not features.num_rows:
             continue

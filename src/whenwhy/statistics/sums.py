@@ -68,7 +68,11 @@ def merged_sql(name: str, rows: str) -> str:
     schema, n_keys, counts = SUMS[name]
     keys = ", ".join(f'"{key}"' for key in schema.names[:n_keys])
     vectors = [field.name for field in schema if pa.types.is_list(field.type)]
-    sums = [f'sum("{name}") as "{name}"' for name in schema.names[n_keys:] if name not in vectors]
+    sums = [
+        f'sum("{field.name}"){"::bigint" if pa.types.is_int64(field.type) else ""} as "{field.name}"'
+        for field in schema
+        if field.name not in (*schema.names[:n_keys], *vectors)
+    ]
     order = keys.replace('"time_bin"', '"time_bin" nulls last')
     query = f"select {keys}, {', '.join(sums)} from rows group by {keys} having sum({counts}) <> 0"
     joins = ""
