@@ -177,7 +177,7 @@ def test_absence_has_rows_where_the_baseline_records_something(
         some += int((absent.attribution != 0).sum())
     assert some > 100
     cells = aggregate_cells([stage.path], tmp_path / "cells")
-    assert sum(cells.read(name, "cells").num_rows for name in cells.shards if "exposure" not in name) > 0
+    assert cells.table("cells").num_rows > 0
 
 
 def test_references_are_drawn_beside_the_empty_baseline_too(small_run: SmallRun, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ KEYS = {
         "end_to_end_share_gradient", "end_to_end_share_ig", "two_worker_speedup", "resume_seconds_1000_shards",
         "driver_memory_growth",
     },
+    "store": {"aggregate_vs_duckdb", "aggregate_vs_dask_dataframe", "peak_memory_gib"},
     "ingest": {"prepare_vs_duckdb", "reader_vs_gru", "memory_growth", "synthetic_events_per_second"},
 }  # fmt: skip
 

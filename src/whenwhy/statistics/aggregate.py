@@ -446,7 +446,7 @@ def _client(scheduler: str, workers: int | None) -> Iterator[Any]:
             yield client
         return
     try:
-        client = Client(scheduler, timeout=10)
+        client = Client(scheduler, timeout=5)
     except (OSError, TimeoutError, ValueError) as error:
         raise UserError(
             f"No Dask scheduler answers at {scheduler} ({error}): check the address, or leave --dask-scheduler out."
