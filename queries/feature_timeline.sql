@@ -3,18 +3,16 @@
 -- One row a bin, nearest to the prediction first (on another axis, the earliest first): the patients under observation then (n_at_risk), those
 -- who have the feature there, the mean contribution per event and per prediction at risk, each with its
 -- 95 % interval over patients. The two means answer different questions.
--- Arguments: feature, a code (or a code group with level=group); axis, of time (see time_axes); split, class, stratum, run, min_patients.
+-- Arguments: feature, a code (or a code group with level=group); axis, of time (see time_axes); split, class, stratum, run, min_patients; cohort, a predicate over predictions.
 -- Example: whenwhy query STORE feature_timeline feature=hdl
 create or replace temp macro feature_timeline(
     feature, level := 'code', axis := 'before_prediction', split := 'held_out', class := 'all', stratum := 'all', run := null,
-    min_patients := 11
+    min_patients := 11, cohort := null
 ) as table
 select
     e.time_bin, e.low_hours, e.high_hours, e.n_at_risk, e.n_patients, e.n_events,
     e.mean_per_event, e.mean_per_event_low, e.mean_per_event_high,
     e.mean_per_prediction, e.mean_per_prediction_low, e.mean_per_prediction_high
-from estimates e
-where e.level = level and e.code = feature and e.split = split and e.class = class and e.stratum = stratum
-    and e.run_id = coalesce(run::varchar, (select min(run_id) from runs))
-    and e.time_axis = axis and e.time_bin is not null and e.n_patients >= min_patients::integer
+from estimates_for(run, level, feature, axis, true, split, class, stratum, cohort) e
+where e.n_patients >= min_patients::integer
 order by e.time_bin;

@@ -22,6 +22,7 @@ from whenwhy.attribution import registered_methods
 from whenwhy.cli import app
 from whenwhy.events.sources import registered_sources
 from whenwhy.shards import StageDirectory
+from whenwhy.store import open_store
 from whenwhy.store.queries import named_queries
 
 
@@ -383,3 +384,34 @@ def test_an_interrupt_says_how_to_continue(small_run: SmallRun, tmp_path: Path, 
     said += running.stderr.read()
     assert running.wait() == 130
     assert said.splitlines()[-1].startswith("Stopped; what was finished is kept")
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "csv", "json"])
+def test_an_answer_goes_into_a_file(small_run: SmallRun, whenwhy: Command, tmp_path: Path, form: str) -> None:
+    """In the format that the file's name ends with; the same rows as printed."""
+    file = tmp_path / f"answer.{form}"
+    status, said, _ = whenwhy("query", small_run.store, "value_effect", "feature=lab", "--out", file)
+    expected = open_store(small_run.store).ask("value_effect", feature="lab")
+    assert (status, said) == (0, f"Wrote {expected.num_rows} rows to {file}.\n")
+    if form == "parquet":
+        assert pq.read_table(file).equals(expected)
+    elif form == "arrow":
+        assert pa.ipc.open_file(file).read_all().equals(expected)
+    else:
+        printed = whenwhy("query", small_run.store, "value_effect", "feature=lab", "--format", form)[1]
+        assert file.read_text() == printed
+
+
+def test_a_question_is_given_up_after_its_time(small_run: SmallRun, whenwhy: Command) -> None:
+    endless = "select sum(a.range * b.range) from range(1000000) a, range(1000000) b"
+    status, printed, said = whenwhy("sql", small_run.store, endless, "--time-limit", "0.5")
+    assert (status, printed) == (2, "")
+    assert "did not answer within 0.5 seconds" in said
+    assert said.count("\n") == 1
+    assert whenwhy("sql", small_run.store, "select 1 as n", "--format", "csv", "--time-limit", "60")[0] == 0
+
+
+def test_an_answer_has_a_place_before_it_is_asked_for(small_run: SmallRun, whenwhy: Command, tmp_path: Path) -> None:
+    status, printed, said = whenwhy("sql", small_run.store, "select 1", "--out", tmp_path / "nowhere" / "a.csv")
+    assert (status, printed) == (2, "")
+    assert "nowhere is no folder" in said

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -30,6 +32,14 @@ from whenwhy.store.queries import named_queries
 WIDTH_HOURS = 24
 ESTIMATE = ("mean_per_event", "mean_per_event_low", "mean_per_event_high")
 PER_PREDICTION = ("mean_per_prediction", "mean_per_prediction_low", "mean_per_prediction_high")
+
+
+#: Predicates over predictions, and what they say.
+COHORTS: dict[str, Callable[[pd.Series], bool]] = {
+    "sex = 'F' and score > 0": lambda row: "sex=F" in row["strata"] and row["score"] > 0,
+    "n_steps >= 2 or label = 'false'": lambda row: row["n_steps"] >= 2 or row["label"] == "false",
+    "subject_id % 3 <> 1": lambda row: row["subject_id"] % 3 != 1,
+}
 
 
 class Truth:
@@ -53,7 +63,10 @@ class Truth:
         self.rows["bin"] = (self.rows["minutes"] // (60 * WIDTH_HOURS)).clip(upper=n_bins - 1)
 
     def of_cohort(self, frame: pd.DataFrame, asked: dict[str, Any]) -> pd.DataFrame:
-        """The rows of a split, class and stratum, as a query's arguments name them."""
+        """The rows of a split, class, stratum and predicate, as a query's arguments name them."""
+        if "cohort" in asked:
+            chosen = self.predictions[self.predictions.apply(COHORTS[asked["cohort"]], axis=1)]
+            frame = frame[frame["prediction_id"].isin(chosen["prediction_id"])]
         label, stratum = asked.get("class", "all"), asked.get("stratum", "all")
         keep = frame["split"] == asked.get("split", "held_out")
         if label != "all":
@@ -347,6 +360,9 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"class": "false", "stratum": "sex=F", "split": TRAIN},
             {"stratum": "age_band=60-69", "split": TRAIN, "min_patients": 1},
             {"split": "tuning", "level": "value", "min_patients": 1, "top": 100},
+            {"cohort": "subject_id % 3 <> 1"},
+            {"cohort": "sex = 'F' and score > 0", "split": TRAIN, "level": "value", "min_patients": 1, "top": 100},
+            {"cohort": "n_steps >= 2 or label = 'false'", "split": TRAIN, "level": "group", "stratum": "correct=yes"},
         ],
     ),
     "feature_timeline": (
@@ -358,6 +374,16 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"feature": "BLOOD", "level": "group", "stratum": "sex=M", "min_patients": 1},
             {"feature": "mixed", "split": "tuning", "class": "false", "min_patients": 1},
             {"feature": "size"},
+            {"feature": "lab", "cohort": "subject_id % 3 <> 1", "split": TRAIN},
+            {"feature": "MEASURED", "level": "group", "cohort": "sex = 'F' and score > 0", "min_patients": 1},
+            {
+                "feature": "drug",
+                "cohort": "n_steps >= 2 or label = 'false'",
+                "class": "true",
+                "stratum": "predicted=false",
+                "min_patients": 1,
+                "split": TRAIN,
+            },
         ],
     ),
     "value_effect": (
@@ -369,6 +395,7 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"feature": "AGE", "min_patients": 1, "stratum": "sex=F"},
             {"feature": "tied", "split": TRAIN, "stratum": "sex=M", "min_patients": 30},
             {"feature": "SEX//F", "split": "tuning"},
+            {"feature": "lab", "cohort": "sex = 'F' and score > 0", "split": TRAIN, "min_patients": 1},
         ],
     ),
     "feature_heatmap": (
@@ -378,6 +405,13 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"feature": "lab", "split": TRAIN, "class": "false"},
             {"feature": "mixed", "split": TRAIN, "min_patients": 2},
             {"feature": "drug", "split": TRAIN, "stratum": "sex=F", "min_patients": 1},
+            {
+                "feature": "lab",
+                "split": TRAIN,
+                "cohort": "n_steps >= 2 or label = 'false'",
+                "stratum": "age_band=60-69",
+                "min_patients": 1,
+            },
         ],
     ),
     "number_at_risk": (
@@ -407,6 +441,7 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"feature": "MEASURED", "level": "group", "split": TRAIN},
             {"feature": "size", "split": "tuning", "stratum": "age_band=60-69"},
             {"feature": "size", "split": "tuning", "stratum": "age_band=60-69", "min_patients": 1},
+            {"feature": "lab", "cohort": "subject_id % 3 <> 1"},
         ],
     ),
     "feature_bins": (feature_bins, [{"feature": "lab"}, {"feature": "mixed"}, {"feature": "drug"}, {"feature": "AGE"}]),
@@ -588,3 +623,79 @@ def test_student_t_agrees_with_scipy(small_store: Store) -> None:
     answer = small_store.sql(f"select d, student_t_975(d) as t from (values {listed}) given(d)")
     expected = scipy.stats.t.ppf(0.975, answer["d"].to_numpy())
     assert np.abs(answer["t"].to_numpy() - expected).max() < 1e-6
+
+
+# -- cohorts of one's own -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("predicate", "says"),
+    [
+        ("sex =", "syntax error"),
+        ("height > 3", 'column "height" not found'),
+        ("'maybe'", "Could not convert"),
+        ("true; select 1", "syntax error"),
+        ("true) union select true where (true", "syntax error"),
+        ("", "it is empty"),
+        ("read_text('/etc/passwd') = ''", "cohort is no predicate"),
+    ],
+)
+def test_a_predicate_that_is_none_is_one_sentence(small_store: Store, predicate: str, says: str) -> None:
+    for query in ("top_features", "value_effect"):
+        feature = {} if query == "top_features" else {"feature": "lab"}
+        with pytest.raises(UserError, match="cohort is no predicate over predictions") as told:
+            small_store.ask(query, cohort=predicate, **feature)
+        assert "\n" not in str(told.value)
+        assert says.casefold() in str(told.value).casefold() or says in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "predicate", ["true", "true -- everybody", "subject_id in (select subject_id from predictions)"]
+)
+def test_everybody_as_a_cohort_is_everybody(small_store: Store, predicate: str) -> None:
+    ready, own = (small_store.ask("feature_timeline", feature="lab", **asked) for asked in ({}, {"cohort": predicate}))
+    assert own.num_rows == ready.num_rows > 1
+    for name in ready.column_names:
+        np.testing.assert_allclose(own[name].to_numpy(), ready[name].to_numpy(), rtol=1e-9)
+
+
+def test_an_empty_cohort_is_no_row(small_store: Store) -> None:
+    assert small_store.ask("top_features", cohort="score > 1e9", min_patients=1).num_rows == 0
+
+
+def test_a_viewer_has_the_cohorts_that_are_ready(small_run: SmallRun) -> None:
+    viewer = open_store(small_run.store, "viewer")
+    with pytest.raises(UserError, match=r"needs the rows of patients, which this role does not see"):
+        viewer.ask("top_features", cohort="true")
+    with pytest.raises(UserError, match=r"needs rows\.duckdb, for analysts"):
+        viewer.sql("select * from top_features(cohort := 'true')")
+    assert viewer.ask("top_features").num_rows > 3
+    viewer.close()
+
+
+def test_a_cohort_in_plain_duckdb(small_store: Store, tmp_path: Path) -> None:
+    """As `duckdb rows.duckdb` and `.read queries/top_features.sql` have it."""
+    shutil.copy(small_store.version / "rows.duckdb", tmp_path)
+    with duckdb.connect(str(tmp_path / "rows.duckdb"), read_only=True) as db:
+        db.execute(named_queries()["top_features"].sql)
+        found = db.sql("from top_features(cohort := 'subject_id % 3 <> 1')").to_arrow_table()
+    assert found.equals(small_store.ask("top_features", cohort="subject_id % 3 <> 1"))
+
+
+def test_time_since_a_code_of_a_cohort_equals_its_cells(small_run: SmallRun, tmp_path: Path) -> None:
+    """On an axis that begins at each patient's first record of a code, and bins before it."""
+    cells = aggregate_cells([small_run.attributions], tmp_path, time_bin_hours=48, since=["lab", "drug"])
+    publish_store(tmp_path, cells, [small_run.attributions])
+    store = open_store(tmp_path)
+    for axis in ("since:lab", "since:drug"):
+        asked = {"feature": "lab", "axis": axis, "split": TRAIN, "min_patients": 1}
+        ready, own = (store.ask("feature_heatmap", **asked, **more) for more in ({}, {"cohort": "true"}))
+        assert own.num_rows == ready.num_rows > 5
+        for name in ready.column_names:
+            one, two = own[name].to_numpy(zero_copy_only=False), ready[name].to_numpy(zero_copy_only=False)
+            if one.dtype == object:
+                assert (one == two).all()
+            else:
+                np.testing.assert_allclose(one, two, rtol=1e-9)
+    assert pc.min(ready["time_bin"]).as_py() < 0
+    store.close()

@@ -1,4 +1,4 @@
-"""An Arrow table flows in; text for people or programs flows out."""
+"""An Arrow table flows in; text for people, or bytes for programs, flows out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as csv
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-FORMATS = ("table", "csv", "json")
+FORMATS = ("table", "csv", "json", "parquet", "arrow")
+
+#: Formats that are no text.
+BINARY = ("parquet", "arrow")
 
 #: A table for people shows no more rows than this; csv and json give all.
 MOST_ROWS = 200
@@ -45,6 +49,24 @@ def as_text(answer: pa.Table, form: str = "table", width: int | None = None) -> 
     if answer.num_rows > MOST_ROWS:
         text += f"\n... {answer.num_rows - MOST_ROWS:,} more rows: add --format csv to see all."
     return text
+
+
+def as_bytes(answer: pa.Table, form: str) -> bytes:
+    """The answer as a Parquet file, as an Arrow file (IPC, also called Feather), or as UTF-8 text.
+
+    Example:
+        >>> pa.ipc.open_file(as_bytes(pa.table({"n": [3]}), "arrow")).read_all().to_pylist()
+        [{'n': 3}]
+    """
+    if form not in BINARY:
+        return (as_text(answer, form) + "\n").encode()
+    buffer = io.BytesIO()
+    if form == "parquet":
+        pq.write_table(answer, buffer)
+    else:
+        with pa.ipc.new_file(buffer, answer.schema) as file:
+            file.write_table(answer)
+    return buffer.getvalue()
 
 
 def _cell(value: Any) -> str:

@@ -46,7 +46,14 @@ GpusPerWorker = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Of each worker, where it computes on cores.")]
 RayAddress = Annotated[str | None, typer.Option("--ray-address", help="Join this Ray cluster instead of starting one.")]
-OutputFormat = Annotated[str, typer.Option("--format", help="table, csv or json (one object a line).")]
+OutputFormat = Annotated[
+    str | None,
+    typer.Option("--format", help="table, csv, json (one object a line), parquet or arrow; by default as --out ends."),
+]
+OutputFile = Annotated[
+    Path | None, typer.Option("--out", help="Write the answer into this file.", parser=Path, metavar="FILE")
+]
+TimeLimit = Annotated[float, typer.Option(min=0.001, help="Seconds after which a question is given up.")]
 
 
 def workers_of(

@@ -11,8 +11,10 @@ import typer.core
 import typer.main
 
 from whenwhy.cli.shared import (
+    OutputFile,
     OutputFormat,
     StorePath,
+    TimeLimit,
     app,
     out,
     serve_store,
@@ -70,7 +72,9 @@ def query_command(
     store: StorePath,
     name: Annotated[str, typer.Argument(help="A named query: see `whenwhy info queries`.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments, e.g. feature=hdl class=true.")] = None,
-    output: OutputFormat = "table",
+    output: OutputFormat = None,
+    file: OutputFile = None,
+    time_limit: TimeLimit = 300,
 ) -> None:
     """The answer of a named query."""
     from whenwhy.store import open_store
@@ -81,19 +85,23 @@ def query_command(
         if not equals:
             raise UserError(f"'{argument}' is no argument: write name=value, e.g. feature=hdl.")
         given[key] = value
-    _print_answer(open_store(store).ask(name, **given), output)
+    form = _form(output, file)
+    _give(open_store(store, seconds=time_limit).ask(name, **given), form, file)
 
 
 @app.command("sql")
 def sql_command(
     store: StorePath,
     statement: Annotated[str, typer.Argument(help="One SELECT.")],
-    output: OutputFormat = "table",
+    output: OutputFormat = None,
+    file: OutputFile = None,
+    time_limit: TimeLimit = 300,
 ) -> None:
     """The answer of one SELECT over the store's tables: read-only, nothing outside the store."""
     from whenwhy.store import open_store
 
-    _print_answer(open_store(store).sql(statement), output)
+    form = _form(output, file)
+    _give(open_store(store, seconds=time_limit).sql(statement), form, file)
 
 
 @app.command("serve")
@@ -122,10 +130,30 @@ def info_command(
         out.print(line, markup=False, soft_wrap=True)
 
 
-def _print_answer(answer: pa.Table, output: str) -> None:
-    from whenwhy.answers import FORMATS, as_text
+def _form(output: str | None, file: Path | None) -> str:
+    """The format of an answer, before it is asked for."""
+    from whenwhy.answers import BINARY, FORMATS
 
-    if output not in FORMATS:
-        raise UserError(f"There is no format '{output}': choose {', '.join(FORMATS)}.")
-    # Neither folded nor coloured: another program may read it.
-    sys.stdout.write(as_text(answer, output, out.width if out.is_terminal else None) + "\n")
+    ending = file.suffix.removeprefix(".") if file is not None else ""
+    form = output or (ending if ending in FORMATS else "table")
+    if form not in FORMATS:
+        raise UserError(f"There is no format '{form}': choose {', '.join(FORMATS)}.")
+    if form in BINARY and file is None and sys.stdout.isatty():
+        raise UserError(f"{form} is not for a terminal: add --out FILE, or send it to another program.")
+    if file is not None and not file.parent.is_dir():
+        raise UserError(f"{file.parent} is no folder: give --out a file in one that is there.")
+    return form
+
+
+def _give(answer: pa.Table, form: str, file: Path | None) -> None:
+    from whenwhy.answers import BINARY, as_bytes, as_text
+    from whenwhy.locations import replace
+
+    if file is not None:
+        replace(file, as_bytes(answer, form))
+        out.print(f"Wrote {answer.num_rows:,} rows to {file}.", soft_wrap=True)
+    elif form in BINARY:
+        sys.stdout.buffer.write(as_bytes(answer, form))
+    else:
+        # Neither folded nor coloured: another program may read it.
+        sys.stdout.write(as_text(answer, form, out.width if out.is_terminal else None) + "\n")

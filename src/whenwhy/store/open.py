@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -40,11 +42,15 @@ COUNTS = ("top", "min_patients")
 class Store:
     """One published version. Threads may share it: each gets a connection of its own.
 
-    Example: `open_store(Path("demo/store")).ask("feature_timeline", feature="hdl").num_rows`
+    An answer is an Arrow table: `.to_pandas()` makes it one of pandas, `polars.from_arrow(answer)` one of Polars.
+
+    Example: `open_store(Path("demo/store")).ask("feature_timeline", feature="hdl").to_pandas()`
     """
 
-    def __init__(self, path: Path, role: Role = "analyst", memory_limit: str = "2GB") -> None:
-        self.path, self.role = path, role
+    def __init__(
+        self, path: Path, role: Role = "analyst", memory_limit: str = "2GB", seconds: float | None = None
+    ) -> None:
+        self.path, self.role, self.seconds = path, role, seconds
         self.version = current_version(path)
         file = self.version / (ROWS_FILE if role == "analyst" else SHAREABLE_FILE)
         try:
@@ -93,7 +99,12 @@ class Store:
             said = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "empty"
             raise UserError(f"A store answers one SELECT and nothing else (this is {said}): write one SELECT.")
         try:
-            return connection.sql(text, params=arguments or None).to_arrow_table()
+            with self._limited(connection):
+                return connection.sql(text, params=arguments or None).to_arrow_table()
+        except duckdb.InterruptException:
+            raise UserError(
+                f"The store {self.path} did not answer within {self.seconds:g} seconds: ask for less, or allow more."
+            ) from None
         except (duckdb.Error, pa.ArrowException, OverflowError) as error:
             raise UserError(
                 f"The store {self.path} cannot answer this ({_first_line(error)}): "
@@ -129,8 +140,44 @@ class Store:
                 values = [str(v) for v in self.sql(known_values, level).column(0).to_pylist()]
                 if str(value) not in values:
                     raise unknown_name(name, str(value), values, str(self.path))
+        if arguments.get("cohort") is not None:
+            self._require_predicate(str(arguments["cohort"]))
         given = ", ".join(f'"{name}" := ${name}' for name in arguments)
         return self.sql(f"select * from {query}({given})", arguments)
+
+    def _require_predicate(self, text: str) -> None:
+        """Raises `UserError` unless the text is one condition that a prediction may fulfil."""
+        if self.role == "viewer":
+            raise UserError(
+                "A cohort of one's own needs the rows of patients, which this role does not see: choose one that is ready "
+                "by class and stratum."
+            )
+        try:
+            if not text.strip():
+                raise duckdb.ParserException("it is empty")
+            # In two places, so that nothing but one condition fits both.
+            query = f"select count(({text}\n)::boolean) from predictions where ({text}\n)"
+            if [one.type for one in duckdb.extract_statements(query)] != [duckdb.StatementType.SELECT]:
+                raise duckdb.ParserException("it is more than one statement")
+            self._connection().execute(query).fetchall()
+        except duckdb.Error as error:
+            told = _first_line(error)
+            raise UserError(
+                f"cohort is no predicate over predictions ({told}): write e.g. cohort=\"sex = 'F' and score > 0\"."
+            ) from None
+
+    @contextmanager
+    def _limited(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """What takes longer than the time limit is interrupted."""
+        if self.seconds is None:
+            yield
+            return
+        timer = threading.Timer(self.seconds, connection.interrupt)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _tables(self) -> set[str]:
         return set(self.sql("select table_name from duckdb_tables()")["table_name"].to_pylist())
@@ -148,9 +195,14 @@ class Store:
         return connection
 
 
-def open_store(path: Path, role: Role = "analyst") -> Store:
-    """The published version of a store, read-only."""
-    return Store(path, role)
+def open_store(path: Path, role: Role = "analyst", seconds: float | None = None) -> Store:
+    """The published version of a store, read-only.
+
+    Args:
+        role: "viewer" sees cells that may be shown; "analyst" rows too.
+        seconds: what takes longer is given up; None: nothing is.
+    """
+    return Store(path, role, seconds=seconds)
 
 
 def _scratch() -> str:

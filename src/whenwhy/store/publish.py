@@ -18,6 +18,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import duckdb
@@ -45,7 +46,7 @@ from whenwhy.statistics.cohorts import list_of
 from whenwhy.statistics.sums import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
 from whenwhy.store.suppression import CELL_COLUMNS, apart, shown_cells, shown_exposure
-from whenwhy.store.views import ATTRIBUTIONS_VIEW, ESTIMATES_VIEW, student_t_975_macro
+from whenwhy.store.views import ATTRIBUTIONS_VIEW, define_estimates
 
 ROWS_FILE, SHAREABLE_FILE, MADE_FROM_FILE = "rows.duckdb", "shareable.duckdb", "made_from.json"
 
@@ -171,8 +172,11 @@ def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memo
         db.register("told", _runs_table(runs))
         db.execute("create table runs as select * from told")
         db.execute(ATTRIBUTIONS_VIEW)
-        db.execute(student_t_975_macro())
-        db.execute(ESTIMATES_VIEW)
+        db.register("given_axes", pa.Table.from_pylist([asdict(axis) for axis in cells.axes]))
+        db.execute(
+            "create table axes as select name as time_axis, width_hours, n_bins, first_bin from given_axes order by 1"
+        )
+        define_estimates(db, with_rows=True)
         _verify(db, runs)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
 
@@ -282,8 +286,8 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
             from shown s order by run_id, feature_value_id"""
         )
         db.execute("use shareable")
-        db.execute(student_t_975_macro())
-        db.execute(ESTIMATES_VIEW)
+        db.execute("create table axes as select * from rows.axes")
+        define_estimates(db, with_rows=False)
         db.execute("use rows")
         db.execute("detach shareable")
     shutil.rmtree(folder / "scratch", ignore_errors=True)
