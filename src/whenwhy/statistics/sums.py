@@ -51,8 +51,11 @@ def merged(name: str, tables: Sequence[pa.Table]) -> pa.Table:
         tables: of patients who are in one of them alone.
 
     Example:
-        >>> one = pa.table([[1, 2]] * 4, schema=HISTOGRAMS) # doctest: +SKIP
-        >>> merged("histograms", [one, negated("histograms", one)]).num_rows # doctest: +SKIP
+        >>> key = dict(target="logit", split="train", stratum="all", level="code", code="hdl") | {"class": "all"}
+        >>> one = pa.Table.from_pylist([key | {"quarter_octave": 3, "n_events": 2}], schema=HISTOGRAMS)
+        >>> merged("histograms", [one, one])["n_events"].to_pylist()
+        [4]
+        >>> merged("histograms", [one, negated("histograms", one)]).num_rows
         0
     """
     schema = SUMS[name][0]
