@@ -200,6 +200,33 @@ def feature_heatmap(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]
     return found
 
 
+def percentile_bands(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Percentiles of events, found in buckets of a quarter of an octave and interpolated there."""
+    level, shares = asked.get("level", "code"), (0.1, 0.3, 0.5, 0.7, 0.9)
+    rows = truth.of_cohort(truth.of_feature(asked["feature"], "group" if level == "group" else "code"), asked)
+    parts = sorted(rows.groupby("feature_value_id")) if level == "value" else [(None, rows)]
+    found = []
+    for number, part in parts:
+        for time_bin in range(truth.n_bins):
+            here = part[part["bin"] == time_bin]
+            if not len(here) or not enough(asked, here["subject_id"].nunique()):
+                continue
+            units = np.sort((here["attribution"] * 2**24).to_numpy().round())
+            bucket = np.array([0 if u == 0 else np.sign(u) * (1 + math.floor(4 * math.log2(abs(u)))) for u in units])
+            told = {}
+            for share in shares:
+                at = bucket[max(0, math.ceil(share * len(units)) - 1)]
+                edges = sorted((2 ** ((abs(at) - 1) / 4) * np.sign(at), 2 ** (abs(at) / 4) * np.sign(at)))
+                within = (share * len(units) - (bucket < at).sum()) / (bucket == at).sum()
+                value = (edges[0] + (edges[1] - edges[0]) * within) / 2**24
+                exact = np.quantile(units, share, method="inverted_cdf") / 2**24
+                assert abs(value - exact) <= abs(edges[1] - edges[0]) / 2**24, "the bucket holds the exact one"
+                told[f"p{share * 100:.0f}"] = value
+            counts = {"n_patients": here["subject_id"].nunique(), "n_events": len(here)}
+            found.append({"feature_value_id": number} | truth.bounds(time_bin) | counts | told)
+    return found
+
+
 def number_at_risk(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a bin, and one for everybody."""
     found = []
@@ -414,6 +441,15 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             },
         ],
     ),
+    "percentile_bands": (
+        percentile_bands,
+        [
+            {"feature": "lab", "axis": "before_prediction"},
+            {"feature": "lab", "level": "value", "split": TRAIN, "class": "false", "min_patients": 2},
+            {"feature": "MEASURED", "level": "group", "split": TRAIN},
+            {"feature": "drug", "split": "tuning", "min_patients": 1},
+        ],
+    ),
     "number_at_risk": (
         number_at_risk,
         [
@@ -452,7 +488,7 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
     "runs": (runs, [{}]),
 }
 #: Queries of stores that need what the small run lacks, worked in a file of their own.
-ELSEWHERE = {"absence": "test_absence.py"}
+ELSEWHERE = {"absence": "test_absence.py", "drift": "test_queries.py", "method_agreement": "test_queries.py"}
 CASES = [
     pytest.param(name, asked, id=f"{name}-{'-'.join(map(str, asked.values())) or 'defaults'}")
     for name, (_, several) in WORKED.items()
@@ -699,3 +735,82 @@ def test_time_since_a_code_of_a_cohort_equals_its_cells(small_run: SmallRun, tmp
                 np.testing.assert_allclose(one, two, rtol=1e-9)
     assert pc.min(ready["time_bin"]).as_py() < 0
     store.close()
+
+
+# -- two runs -----------------------------------------------------------------------------------------
+
+TWO_RUNS = [
+    {},
+    {"level": "value", "class": "true", "top": 7, "min_patients": 2},
+    {"split": TRAIN, "level": "group", "stratum": "sex=F", "class": "false"},
+]
+
+
+def ranked(truth: Truth, asked: dict[str, Any]) -> dict[tuple[str, int | None], dict[str, Any]]:
+    """The estimates of the features that enough patients have, the largest mean |contribution| first."""
+    found = {}
+    for name, rows in truth.features(asked, asked.get("level", "code")):
+        cell = truth.estimate(rows, asked, None)
+        if enough(asked, cell["n_patients"]):
+            found[name["code"], name["feature_value_id"]] = cell
+    return dict(sorted(found.items(), key=lambda one: (-one[1]["mean_abs_per_prediction"], one[0][0], one[0][1] or 0)))
+
+
+@pytest.mark.parametrize("asked", TWO_RUNS)
+def test_drift_is_the_difference_of_two_runs(asked: dict[str, Any], two_runs: tuple[Store, dict[str, Truth]]) -> None:
+    store, truths = two_runs
+    one, other = truths.values()
+    a, b = ranked(one, asked), ranked(other, asked)
+    expected = []
+    for key in set(a) & set(b):
+        means = a[key]["mean_per_prediction"], b[key]["mean_per_prediction"]
+        expected.append(
+            {
+                "code": key[0], "feature_value_id": key[1], "description": one.word(*key)["description"],
+                "mean_a": means[0], "mean_b": means[1], "difference": means[0] - means[1],
+                "mean_abs_a": a[key]["mean_abs_per_prediction"], "mean_abs_b": b[key]["mean_abs_per_prediction"],
+                "rank_a": [*a].index(key) + 1, "rank_b": [*b].index(key) + 1,
+            }
+        )  # fmt: skip
+    expected.sort(key=lambda row: (-abs(row["difference"]), row["code"], row["feature_value_id"] or 0))
+    expected = [{"rank": rank} | row for rank, row in enumerate(expected[: asked.get("top", 20)], 1)]
+    found = store.ask("drift", run_a=one.run_id, run_b=other.run_id, **asked).to_pylist()
+    assert len(found) == len(expected) > 1
+    for told, row in zip(found, expected, strict=True):
+        for key, value in row.items():
+            if isinstance(value, float):
+                told_nothing = told[key] is None and math.isnan(value)  # pandas has no other word for it
+                assert told_nothing or told[key] == pytest.approx(value, rel=1e-9), key
+            else:
+                assert told[key] == value, key
+
+
+@pytest.mark.parametrize("asked", TWO_RUNS)
+def test_agreement_is_that_of_ranks_signs_and_tops(
+    asked: dict[str, Any], two_runs: tuple[Store, dict[str, Truth]]
+) -> None:
+    store, truths = two_runs
+    one, other = truths.values()
+    a, b = ranked(one, asked), ranked(other, asked)
+    both, top = sorted(set(a) & set(b), key=str), asked.get("top", 20)
+    sizes = [[of[key]["mean_abs_per_prediction"] for key in both] for of in (a, b)]
+    means = [np.array([of[key]["mean_per_prediction"] for key in both]) for of in (a, b)]
+    [told] = store.ask("method_agreement", run_a=one.run_id, run_b=other.run_id, **asked).to_pylist()
+    assert told["n_features"] == len(both)
+    assert told["rank_correlation"] == pytest.approx(scipy.stats.spearmanr(*sizes).statistic, abs=1e-9)
+    assert told["correlation"] == pytest.approx(np.corrcoef(*means)[0, 1], abs=1e-9)
+    assert told["same_sign"] == (np.sign(means[0]) == np.sign(means[1])).mean()
+    shared = len(set([*a][:top]) & set([*b][:top]))
+    assert told["shared_top"] == shared / min(top, len(a))
+
+
+def test_a_run_agrees_with_itself(two_runs: tuple[Store, dict[str, Truth]]) -> None:
+    store, truths = two_runs
+    run = next(iter(truths.values())).run_id
+    [told] = store.ask("method_agreement", run_a=run, run_b=run).to_pylist()
+    assert told["n_features"] > 3
+    assert (told["rank_correlation"], told["correlation"]) == (pytest.approx(1), pytest.approx(1))
+    assert (told["same_sign"], told["shared_top"]) == (1, 1)
+    assert not any(row["difference"] for row in store.ask("drift", run_a=run, run_b=run).to_pylist())
+    with pytest.raises(UserError, match="There is no run_b 'nobody'"):
+        store.ask("drift", run_a=run, run_b="nobody")

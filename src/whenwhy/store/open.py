@@ -32,6 +32,8 @@ KNOWN_VALUES = {
     "level": "select distinct level from cells",
     "axis": "select distinct time_axis from exposure",
     "run": "select run_id from runs",
+    "run_a": "select run_id from runs",
+    "run_b": "select run_id from runs",
 }
 
 
