@@ -200,6 +200,36 @@ def feature_heatmap(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]
     return found
 
 
+def feature_ranking(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Variance over events, and how evenly |contribution| lies over bins and values that enough patients have."""
+
+    def entropy(groups: Any) -> float | None:
+        sizes = [g["attribution"].abs().sum() for _, g in groups if enough(asked, g["subject_id"].nunique())]
+        if not sizes or not sum(sizes):
+            return None
+        if len(sizes) == 1:
+            return 0.0
+        shares = np.array(sizes) / sum(sizes)
+        return float(scipy.stats.entropy(shares, base=2) / math.log2(len(shares)))
+
+    found = []
+    for name, rows in truth.features(asked, "code"):
+        cell = truth.estimate(rows, asked, None)
+        if enough(asked, cell["n_patients"]):
+            told = {key: cell[key] for key in ("n_patients", "n_events", "mean_per_event", "mean_abs_per_prediction")}
+            told |= {"variance": rows["attribution"].var(ddof=0)}
+            told |= {"entropy_over_time": entropy(rows.dropna(subset=["bin"]).groupby("bin"))}
+            told |= {"entropy_over_values": entropy(rows.groupby("feature_value_id"))}
+            found.append({"code": name["code"], "description": truth.word(name["code"], None)["description"]} | told)
+    by = asked.get("criterion", "variance")
+
+    def place(row: dict[str, Any]) -> tuple[float, str]:
+        value = row[by]
+        return (math.inf if value is None else value if by != "variance" else -value), row["code"]
+
+    return [{"rank": n} | row for n, row in enumerate(sorted(found, key=place)[: int(asked.get("top", 20))], 1)]
+
+
 def percentile_bands(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     """Percentiles of events, found in buckets of a quarter of an octave and interpolated there."""
     level, shares = asked.get("level", "code"), (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -439,6 +469,15 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
                 "stratum": "age_band=60-69",
                 "min_patients": 1,
             },
+        ],
+    ),
+    "feature_ranking": (
+        feature_ranking,
+        [
+            {},
+            {"criterion": "entropy_over_time", "split": TRAIN, "top": 3},
+            {"criterion": "entropy_over_values", "split": TRAIN, "class": "true", "min_patients": 1},
+            {"stratum": "sex=F", "split": TRAIN, "criterion": "variance"},
         ],
     ),
     "percentile_bands": (

@@ -30,6 +30,7 @@ KNOWN_VALUES = {
     "stratum": "select distinct stratum from cells",
     "split": "select distinct split from cells",
     "level": "select distinct level from cells",
+    "criterion": "select unnest(['variance', 'entropy_over_time', 'entropy_over_values'])",
     "axis": "select distinct time_axis from exposure",
     "run": "select run_id from runs",
     "run_a": "select run_id from runs",
