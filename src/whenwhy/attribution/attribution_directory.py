@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from safetensors.torch import load
 
@@ -42,3 +44,8 @@ def read_fitted(stage: StageDirectory, device: torch.device | str = "cpu") -> Fi
         return None
     tensors = {n: t.to(device) for n, t in load(stage.read_bytes(FITTED, FITTED_TENSORS)).items()}
     return Fitted(tensors, stage.entry(FITTED).summary)
+
+
+def attribution_files(run: StageDirectory, name: str) -> list[Path]:
+    """A run's files of rows, predictions or gradients, checksums verified."""
+    return [run.file(shard, name) for shard in run.shards if name in run.entry(shard).files]

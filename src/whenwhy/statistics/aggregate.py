@@ -11,34 +11,31 @@ so that generations are added up when a version of the store is built; what did 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import dask
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from dask.callbacks import Callback
 
 from whenwhy import __version__
 from whenwhy.attribution.attribution_directory import ABOUT, GRADIENT_ROWS, PREDICTION_ROWS, ROWS
 from whenwhy.engine import Progress
-from whenwhy.errors import UserError, unknown_name
+from whenwhy.errors import UserError
 from whenwhy.events.out_of_core import connect, literal, within
 from whenwhy.events.sequence_directory import VOCABULARY, shard_place
 from whenwhy.locations import location, named, replace, require_local
-from whenwhy.manifests import canonical, sealed, unsealed
+from whenwhy.manifests import canonical, sealed
 from whenwhy.schema import EVERYTHING_ABSENT, RECORDED
 from whenwhy.shards import Json, StageDirectory, run_id_of
 from whenwhy.statistics.cells import CODE, GROUP, cell_sums
 from whenwhy.statistics.cohorts import define_cohorts, exposure_sums, list_of, read_cohorts, write_cohorts
+from whenwhy.statistics.dask_tasks import compute
 from whenwhy.statistics.places import place_sums, with_places
+from whenwhy.statistics.store_axes import AXES_FILE, time_axes
 from whenwhy.statistics.sums import (
     CELL_ROWS,
     EXPOSURE_ROWS,
@@ -50,15 +47,8 @@ from whenwhy.statistics.sums import (
     merged_sql,
 )
 from whenwhy.statistics.time_axis import (
-    AFTER_ANCHOR,
-    BEFORE_PREDICTION,
-    SINCE,
     TimeAxis,
-    readable_axis,
-    readable_two_sided_axis,
 )
-
-AXES_FILE = "time_axes.json"
 
 #: Rows of attributions a task takes, about, and twice the cells that these may give. Part of the result's layout, so
 #: no option: the same input gives the same files whatever the number of workers.
@@ -175,7 +165,7 @@ def aggregate_cells(
         raise UserError("The same run of attributions is given twice: name each directory once.")
     vocabulary = vocabulary_of(runs)
     with within(memory_limit):
-        axes = _time_axes(store, runs, vocabulary, time_bin_hours, since, memory_limit)
+        axes = time_axes(store, runs, vocabulary, time_bin_hours, since, memory_limit)
         folder = store / "cells"
         folder.mkdir(parents=True, exist_ok=True)
         replace(store / AXES_FILE, sealed({"axes": [asdict(axis) for axis in axes]}))
@@ -193,7 +183,7 @@ def aggregate_cells(
             with Progress("aggregate", total=total, unit="cells", finished=total - len(missing)) as progress:
                 for work in {id(work): work for work, _ in missing}.values():
                     work.prepare()
-                _compute([work.task(part) for work, part in missing], progress, workers, scheduler)
+                compute([work.task(part) for work, part in missing], progress, workers, scheduler)
             for work in every:
                 shutil.rmtree(work.scratch, ignore_errors=True)
     return Cells(axes, {run_id: [work.stage for work in of_run] for run_id, of_run in works.items()})
@@ -209,92 +199,6 @@ def vocabulary_of(runs: Sequence[StageDirectory]) -> pa.Table:
         raise UserError("The attributions are of different feature values: aggregate each into a store of its own.")
     table: pa.Table = runs[0].read(ABOUT, VOCABULARY)
     return table
-
-
-def attribution_files(run: StageDirectory, name: str) -> list[Path]:
-    """A run's files of rows, predictions or gradients, checksums verified."""
-    return [run.file(shard, name) for shard in run.shards if name in run.entry(shard).files]
-
-
-def stored_axes(store: Path) -> list[TimeAxis]:
-    """The axes of a store's cells; none where it has no cells."""
-    file = store / AXES_FILE
-    if not file.exists():
-        return []
-    told = unsealed(file, file.read_bytes(), f"remove {file}, and run `whenwhy aggregate` again")
-    return [TimeAxis(**axis) for axis in told["axes"]]
-
-
-# -- time -----------------------------------------------------------------------------------------
-
-
-def _time_axes(
-    store: Path,
-    runs: Sequence[StageDirectory],
-    vocabulary: pa.Table,
-    width: int | None,
-    since: Sequence[str],
-    memory_limit: str,
-) -> list[TimeAxis]:
-    """The store's axes as they are, so that cells stay; those that are new or asked for otherwise are made."""
-    codes = vocabulary.filter(pc.equal(vocabulary["kind"], RECORDED))["code"].unique().to_pylist()
-    for code in since:
-        if code not in codes:
-            raise unknown_name("code", code, codes, "these attributions")
-    before = {axis.name: axis for axis in stored_axes(store)}
-    if width is not None and any(axis.width_hours != width for axis in before.values()):
-        before = {}
-    known = [name.removeprefix(SINCE) for name in before if name.startswith(SINCE)]
-    wanted = [*(code for code in known if code in codes), *(code for code in dict.fromkeys(since) if code not in known)]
-    history, anchor = (_minutes(runs, name) for name in ("history_minutes", "anchor_minutes"))
-    axes = [before.get(BEFORE_PREDICTION) or readable_axis(history[~np.isnan(history)], width)]
-    if not np.isnan(anchor).all():
-        axes.append(before.get(AFTER_ANCHOR) or _beginning_at(AFTER_ANCHOR, anchor, history, width))
-    for code in wanted:
-        axis = before.get(f"{SINCE}{code}")
-        if axis is None:
-            of_code = pc.equal(vocabulary["code"], code)
-            ids = vocabulary.filter(pc.and_(of_code, pc.equal(vocabulary["kind"], RECORDED)))["feature_value_id"]
-            axis = _beginning_at(f"{SINCE}{code}", *_first_records(runs, ids.to_pylist(), memory_limit, store), width)
-        axes.append(axis)
-    return axes
-
-
-def _beginning_at(name: str, origin: np.ndarray, history: np.ndarray, width: int | None) -> TimeAxis:
-    known = ~np.isnan(origin) & ~np.isnan(history)
-    origin, history = origin[known], history[known]
-    return readable_two_sided_axis(name, np.maximum(history - origin, 0), np.maximum(origin, 0), width)
-
-
-def _minutes(runs: Sequence[StageDirectory], name: str) -> np.ndarray:
-    """A column of all predictions, NaN where it is null."""
-    return np.concatenate(
-        [
-            run.read(shard, PREDICTION_ROWS, [name])[name].cast(pa.float64()).to_numpy()
-            for run in runs
-            for shard in run.shards
-        ]
-    )
-
-
-def _first_records(
-    runs: Sequence[StageDirectory], ids: Sequence[int], memory_limit: str, scratch: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Minutes before the prediction of a code's first record, and of the whole history [prediction with the code]."""
-    found = []
-    with connect(memory_limit, scratch) as db:
-        for run in runs:
-            rows, predictions = (list_of(attribution_files(run, name)) for name in (ROWS, PREDICTION_ROWS))
-            found.append(
-                db.execute(
-                    f"""select f.first::double as first, p.history_minutes::double as history from (
-                        select prediction_id, max(minutes) as first from read_parquet({rows})
-                        where feature_value_id in ({", ".join(map(str, ids))}) group by 1) f
-                    join read_parquet({predictions}) p using (prediction_id)
-                    where f.first is not null and p.history_minutes is not null"""
-                ).fetchnumpy()
-            )
-    return tuple(np.concatenate([np.asarray(one[name]) for one in found]) for name in ("first", "history"))  # type: ignore[return-value]
 
 
 # -- tasks ----------------------------------------------------------------------------------------
@@ -411,48 +315,6 @@ class _Finish:
         del cells, histograms, files
         pa.default_memory_pool().release_unused()  # another task has other needs
         return self.part, count
-
-
-def _compute(
-    tasks: Sequence[Callable[[], tuple[str, int]]], progress: Progress, workers: int | None, scheduler: str | None
-) -> None:
-    """All tasks done by Dask: by threads of this process, by processes, or by a cluster's workers."""
-    if scheduler is None:
-        with Callback(posttask=lambda key, made, *_: progress.advance(made[0], made[1])):
-            delayed = [dask.delayed(task)() for task in tasks]
-            dask.compute(*delayed, scheduler="threads", num_workers=workers or os.cpu_count(), optimize_graph=False)
-        return
-    with _client(scheduler, workers) as client:
-        from distributed import as_completed
-
-        futures = [client.submit(task, pure=False, retries=2) for task in tasks]
-        for _, made in as_completed(futures, with_results=True):
-            progress.advance(*made)
-
-
-@contextmanager
-def _client(scheduler: str, workers: int | None) -> Iterator[Any]:
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise UserError("--dask-scheduler needs the package distributed: pip install 'whenwhy[cluster]'.") from None
-    if scheduler == "processes":
-        with (
-            LocalCluster(
-                n_workers=workers or os.cpu_count(), threads_per_worker=1, dashboard_address=None, memory_limit=0
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
-        return
-    try:
-        client = Client(scheduler, timeout=5)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise UserError(
-            f"No Dask scheduler answers at {scheduler} ({error}): check the address, or leave --dask-scheduler out."
-        ) from None
-    with client:
-        yield client
 
 
 def _feature_ranges(run: StageDirectory, vocabulary: pa.Table) -> dict[str, pa.Table]:

@@ -22,11 +22,11 @@ from whenwhy.statistics.aggregate import (
     exposure_of,
     features_of,
     recorded_codes,
-    stored_axes,
 )
 from whenwhy.statistics.cells import CODE, cell_sums
 from whenwhy.statistics.cohorts import define_cohorts
 from whenwhy.statistics.places import place_sums
+from whenwhy.statistics.store_axes import stored_axes
 from whenwhy.statistics.sums import CELL_ROWS, EXPOSURE_ROWS, HISTOGRAM_ROWS, PLACE_ROWS, merged, negated
 from whenwhy.statistics.time_axis import TimeAxis
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import duckdb
 import pyarrow as pa
 
-from whenwhy.errors import UserError
 from whenwhy.schema import (
     ATTRIBUTION_UNITS,
     CELL_SUMS,
@@ -162,9 +161,3 @@ def _divided(name: str, field: pa.Field) -> str:
     if name == CELL_ROWS and field.name == "sum_gradient":
         return f"case when s.n_slopes > 0 then {divided} end"
     return divided
-
-
-def require_whole(count: int, expected: int, where: str) -> None:
-    """Raises `UserError` where a table does not have the rows that it should."""
-    if count != expected:
-        raise UserError(f"{where} has {count:,} rows and counts for {expected:,}: aggregate again.")

@@ -30,6 +30,7 @@ from whenwhy.attribution.attribution_directory import (
     FIRST_LAYER_ROWS,
     PREDICTION_ROWS,
     ROWS,
+    attribution_files,
     first_prediction_id,
 )
 from whenwhy.attribution.registry import method_named
@@ -41,7 +42,7 @@ from whenwhy.locations import named
 from whenwhy.manifests import canonical, sealed, unsealed
 from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
 from whenwhy.shards import Json, StageDirectory
-from whenwhy.statistics.aggregate import Cells, attribution_files, vocabulary_of
+from whenwhy.statistics.aggregate import Cells, vocabulary_of
 from whenwhy.statistics.cohorts import list_of
 from whenwhy.statistics.sums import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
