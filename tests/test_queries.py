@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shlex
@@ -48,6 +49,7 @@ class Truth:
     def __init__(self, path: Path, n_bins: int) -> None:
         run = StageDirectory.open(path, "attribute")
         self.run_id, self.n_bins = run.run_id, n_bins
+        self._known: dict[tuple[tuple[str, str | None], ...], pd.Series] = {}
         self.about = run.settings | run.entry("about").summary | {"code_version": run.manifest["code_version"]}
         predictions = pa.concat_tables([run.read(name, "predictions") for name in run.shards]).to_pylist()
         for row in predictions:
@@ -63,20 +65,36 @@ class Truth:
         self.rows["bin"] = (self.rows["minutes"] // (60 * WIDTH_HOURS)).clip(upper=n_bins - 1)
 
     def of_cohort(self, frame: pd.DataFrame, asked: dict[str, Any]) -> pd.DataFrame:
-        """The rows of a split, class, stratum and predicate, as a query's arguments name them."""
-        if "cohort" in asked:
-            chosen = self.predictions[self.predictions.apply(COHORTS[asked["cohort"]], axis=1)]
-            frame = frame[frame["prediction_id"].isin(chosen["prediction_id"])]
-        label, stratum = asked.get("class", "all"), asked.get("stratum", "all")
-        keep = frame["split"] == asked.get("split", "held_out")
+        """The rows of a split, class, stratum and predicate (or of those without it), as a query's arguments name them."""
+        names = ("split", "class", "stratum", "cohort", "not_cohort")
+        told = tuple((name, asked.get(name)) for name in names)
+        if told not in self._known:
+            self._known[told] = self._chosen(dict(told))
+        return frame[frame["prediction_id"].isin(self._known[told])]
+
+    def _chosen(self, asked: dict[str, str | None]) -> pd.Series:
+        label, stratum = asked["class"] or "all", asked["stratum"] or "all"
+        keep = self.predictions["split"] == (asked["split"] or "held_out")
         if label != "all":
-            keep &= frame["label"] == label
-        return frame[keep & frame["strata"].map(lambda strata: stratum in strata)]
+            keep &= self.predictions["label"] == label
+        keep &= self.predictions["strata"].map(lambda strata: stratum in strata)
+        for name in ("cohort", "not_cohort"):
+            if asked[name]:
+                keep &= self.predictions.apply(COHORTS[asked[name]], axis=1) == (name == "cohort")
+        return self.predictions.loc[keep, "prediction_id"]
 
     def at_risk(self, asked: dict[str, Any], time_bin: int | None) -> pd.DataFrame:
         """The predictions whose history reaches back to the bin; all of them for all time."""
         found = self.of_cohort(self.predictions, asked)
         return found if time_bin is None else found[found["history_minutes"] >= 60 * WIDTH_HOURS * time_bin]
+
+    def recur(self, kind: str, split: str) -> bool:
+        """Whether a patient of the split has predictions in several classes, or strata of a kind."""
+        frame = self.predictions[self.predictions["split"] == split]
+        of = frame["label"]
+        if kind != "class":
+            of = frame["strata"].map(lambda strata: next(one for one in strata if one.startswith(f"{kind}=")))
+        return bool((of.groupby(frame["subject_id"]).nunique() > 1).any())
 
     def of_feature(self, feature: str, level: str) -> pd.DataFrame:
         if level == "group":
@@ -271,28 +289,68 @@ def number_at_risk(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def class_comparison(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """Differences of the means per prediction at risk; Welch's interval where no patient is in both classes."""
-    cohorts = [
-        asked | {"class": asked.get(name, default)} for name, default in (("class_a", "true"), ("class_b", "false"))
-    ]
+def linear(truth: Truth, rows: pd.DataFrame, cohort: dict[str, Any]) -> pd.Series:
+    """What each patient at risk adds to the error of a mean per prediction."""
+    at = truth.at_risk(cohort, None).groupby("subject_id").size()
+    s = rows.groupby("subject_id")["attribution"].sum().reindex(at.index, fill_value=0.0)
+    scale = (len(at) / max(1, len(at) - 1)) ** 0.5 / at.sum()
+    return (s - s.sum() / at.sum() * at) * scale
+
+
+def with_q(rows: list[dict[str, Any]], asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows with q value, number of tests and whether it is a discovery; those first, and of each the largest difference."""
+    tested = [row for row in rows if not math.isnan(row["p_value"])]
+    q = scipy.stats.false_discovery_control([row["p_value"] for row in tested]) if tested else []
+    rate = float(asked.get("false_discovery_rate", 0.05))
+    for row in rows:
+        row |= {"q_value": math.nan, "n_tested": len(tested), "is_discovery": None}
+    for row, value in zip(tested, q, strict=True):
+        row |= {"q_value": float(value), "is_discovery": bool(value <= rate)}
+    rows.sort(
+        key=lambda row: (not row["is_discovery"], -abs(row["difference"]), row["code"], row["feature_value_id"] or 0)
+    )
+    return [{"rank": rank} | row for rank, row in enumerate(rows[: int(asked.get("top", 20))], 1)]
+
+
+def p_value(difference: float, error: float, degrees: float, least: float = 0.0) -> float:
+    return sum(scipy.stats.t.sf((abs(difference) + sign * least) / error, degrees) for sign in (-1, 1))
+
+
+def compared(truth: Truth, asked: dict[str, Any], cohorts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Differences of the means per prediction at risk, over the sum of what each patient adds to both errors."""
     people = [set(truth.at_risk(cohort, None)["subject_id"]) for cohort in cohorts]
+    # Two classes, or strata, of which a patient of any split's has one.
+    apart = False
+    for name in ("class", "stratum"):
+        of = [cohort.get(name, "all") for cohort in cohorts]
+        of = [f"class={one}" if name == "class" else one for one in of]
+        kinds = {one.partition("=")[0] for one in of}
+        if len(set(of)) == 2 and len(kinds) == 1 and not any(one.endswith("all") for one in of):
+            apart |= not truth.recur(kinds.pop(), asked.get("split", "held_out"))
+    apart &= not any("cohort" in cohort for cohort in cohorts)
+    assert not apart or not people[0] & people[1]
     level = asked.get("level", "code")
     sides = []
     for cohort in cohorts:
-        cells = [(name, truth.estimate(rows, cohort, None)) for name, rows in truth.features(cohort, level)]
-        sides.append({(name["code"], name["feature_value_id"]): cell for name, cell in cells})
+        parts = [(name, rows, truth.estimate(rows, cohort, None)) for name, rows in truth.features(cohort, level)]
+        sides.append({(name["code"], name["feature_value_id"]): (rows, cell) for name, rows, cell in parts})
     found = []
     for key in set(sides[0]) & set(sides[1]):
-        a, b = sides[0][key], sides[1][key]
+        (rows_a, a), (rows_b, b) = sides[0][key], sides[1][key]
         if not (enough(asked, a["n_patients"]) and enough(asked, b["n_patients"])):
             continue
         difference = a["mean_per_prediction"] - b["mean_per_prediction"]
-        va, vb = a["variance_per_prediction"], b["variance_per_prediction"]
-        half = math.nan
-        if not people[0] & people[1] and min(a["effective"], b["effective"]) >= 30:
-            degrees = (va + vb) ** 2 / (va**2 / (a["effective"] - 1) + vb**2 / (b["effective"] - 1))
-            half = scipy.stats.t.ppf(0.975, degrees) * (va + vb) ** 0.5
+        one, other = linear(truth, rows_a, cohorts[0]), linear(truth, rows_b, cohorts[1])
+        error = (one.sub(other, fill_value=0.0) ** 2).sum() ** 0.5
+        half = p = math.nan
+        effective = min(a["effective"], b["effective"])
+        if effective >= 30 and error > 0:
+            degrees = effective - 1
+            if apart:
+                va, vb = (one**2).sum(), (other**2).sum()
+                degrees = (va + vb) ** 2 / (va**2 / (a["effective"] - 1) + vb**2 / (b["effective"] - 1))
+            half = scipy.stats.t.ppf(0.975, degrees) * error
+            p = p_value(difference, error, degrees, float(asked.get("minimum_effect", 0)))
         found.append(
             {
                 "code": key[0],
@@ -305,10 +363,85 @@ def class_comparison(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]
                 "difference": difference,
                 "difference_low": difference - half,
                 "difference_high": difference + half,
+                "interval_of": "separate patients" if apart else "shared patients",
+                "p_value": p,
             }
         )
-    found.sort(key=lambda row: (-abs(row["difference"]), row["code"], row["feature_value_id"] or 0))
-    return [{"rank": rank} | row for rank, row in enumerate(found[: int(asked.get("top", 20))], 1)]
+    columns = ["interval_of", "p_value", "q_value", "n_tested", "is_discovery"]
+    ranked = with_q(found, asked)
+    return [{k: v for k, v in row.items() if k not in columns} | {k: row[k] for k in columns} for row in ranked]
+
+
+def class_comparison(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of two classes; of a predicate in both."""
+    cohorts = [
+        asked | {"class": asked.get(name, default)} for name, default in (("class_a", "true"), ("class_b", "false"))
+    ]
+    return compared(truth, asked, cohorts)
+
+
+def cohort_comparison(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of two strata, or predicates; of a predicate and who does not fulfil it."""
+    common = {key: value for key, value in asked.items() if key in ("split", "class")}
+    cohorts = [common | {"stratum": asked.get(f"stratum_{side}", "all")} for side in "ab"]
+    for side, cohort in zip("ab", cohorts, strict=True):
+        if f"cohort_{side}" in asked:
+            cohort["cohort"] = asked[f"cohort_{side}"]
+    if "cohort_a" in asked and "cohort_b" not in asked:
+        cohorts[1]["not_cohort"] = asked["cohort_a"]
+    return compared(truth, asked, cohorts)
+
+
+def subgroup_disagreement(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pair of strata of a kind whose difference has the smallest p value, times the pairs that have one."""
+    kind, split = asked.get("subgroups", "sex"), asked.get("split", "held_out")
+    strata = sorted({one for told in truth.predictions["strata"] for one in told if one.startswith(f"{kind}=")})
+    level, recur = asked.get("level", "code"), truth.recur(kind, split)
+    cells: dict[Any, dict[str, dict[str, Any]]] = {}
+    for stratum in strata:
+        for name, rows in truth.features(asked | {"stratum": stratum}, level):
+            cell = truth.estimate(rows, asked | {"stratum": stratum}, None)
+            if enough(asked, cell["n_patients"]):
+                cells.setdefault((name["code"], name["feature_value_id"]), {})[stratum] = cell
+    found = []
+    for key, of in cells.items():
+        pairs = []
+        for one, other in itertools.combinations(sorted(of), 2):
+            a, b = of[one], of[other]
+            difference, p = a["mean_per_prediction"] - b["mean_per_prediction"], math.nan
+            va, vb = a["variance_per_prediction"], b["variance_per_prediction"]
+            if min(a["effective"], b["effective"]) >= 30 and va + vb > 0:
+                error, degrees = va**0.5 + vb**0.5, min(a["effective"], b["effective"]) - 1
+                if not recur:
+                    error = (va + vb) ** 0.5
+                    degrees = (va + vb) ** 2 / (va**2 / (a["effective"] - 1) + vb**2 / (b["effective"] - 1))
+                p = p_value(difference, error, degrees)
+            pairs.append((math.inf if math.isnan(p) else p, -abs(difference), one, other))
+        if not pairs:
+            continue
+        p, _, one, other = min(pairs)
+        a, b = of[one], of[other]
+        tested = sum(math.isfinite(pair[0]) for pair in pairs)
+        means, bounds = PER_PREDICTION[0], PER_PREDICTION[1:]
+        found.append(
+            {
+                "code": key[0],
+                "feature_value_id": key[1],
+                "description": truth.word(*key)["description"],
+                "n_subgroups": len(of),
+                "stratum_a": one,
+                "stratum_b": other,
+                "n_patients_a": a["n_patients"],
+                "n_patients_b": b["n_patients"],
+                "mean_a": a[means],
+                "mean_b": b[means],
+                "difference": a[means] - b[means],
+                "p_value": min(1.0, p * tested) if tested else math.nan,
+                "signs_differ": any(cell[bounds[1]] < 0 for cell in of.values())
+                and any(cell[bounds[0]] > 0 for cell in of.values()),
+            }
+        )
+    return [row | {"signs_differ": row.pop("signs_differ")} for row in with_q(found, asked)]
 
 
 def feature_summary(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -496,6 +629,7 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"class": "true"},
             {"split": TRAIN, "stratum": "age_band=60-69", "min_patients": 1},
             {"split": "tuning", "class": "false", "stratum": "sex=M", "min_patients": 3},
+            {"cohort": "n_steps >= 2 or label = 'false'", "split": TRAIN},
         ],
     ),
     "class_comparison": (
@@ -506,6 +640,35 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"split": TRAIN, "class_a": "false", "class_b": "true", "level": "group"},
             {"split": TRAIN, "stratum": "sex=F", "min_patients": 1, "top": 3},
             {"split": "tuning", "class_a": "all", "class_b": "true"},
+            {"split": TRAIN, "minimum_effect": 0.001, "false_discovery_rate": 0.5},
+            {"split": TRAIN, "cohort": "subject_id % 3 <> 1", "level": "value", "min_patients": 1, "top": 100},
+        ],
+    ),
+    "cohort_comparison": (
+        cohort_comparison,
+        [
+            {"cohort_a": "subject_id % 3 <> 1"},
+            {"cohort_a": "n_steps >= 2 or label = 'false'", "split": TRAIN, "level": "value", "top": 100},
+            {
+                "cohort_a": "sex = 'F' and score > 0",
+                "cohort_b": "n_steps >= 2 or label = 'false'",
+                "split": TRAIN,
+                "level": "group",
+                "min_patients": 1,
+            },
+            {"stratum_a": "sex=F", "stratum_b": "sex=M", "split": TRAIN, "false_discovery_rate": 0.9},
+            {"stratum_a": "correct=yes", "stratum_b": "correct=no", "split": TRAIN, "minimum_effect": 0.0001},
+            {"stratum_a": "age_band=60-69", "class": "true", "split": TRAIN, "min_patients": 1},
+        ],
+    ),
+    "subgroup_disagreement": (
+        subgroup_disagreement,
+        [
+            {},
+            {"split": TRAIN, "level": "value", "top": 100, "false_discovery_rate": 0.9},
+            {"subgroups": "age_band", "split": TRAIN, "min_patients": 1},
+            {"subgroups": "correct", "split": TRAIN, "level": "group"},
+            {"subgroups": "sex", "class": "true", "split": TRAIN, "min_patients": 20},
         ],
     ),
     "feature_summary": (
@@ -583,6 +746,8 @@ def assert_answers(found: pa.Table, expected: list[dict[str, Any]]) -> None:
             told = row[name]
             if value is None or (isinstance(value, float) and math.isnan(value)):
                 assert told is None, (at, name, told)
+            elif name in ("p_value", "q_value"):
+                assert math.isclose(told, value, rel_tol=2e-6), (at, name, told, value)
             elif isinstance(value, float) and name not in ("low", "high", "low_hours", "high_hours"):
                 bound = name.endswith(("_low", "_high"))
                 scale = abs(truth[name.removesuffix("_low").removesuffix("_high")] - value) if bound else 0.0
@@ -635,10 +800,49 @@ def test_the_worked_examples_cover_what_can_go_wrong(
         assert without, name
     store, truths = two_runs
     run = truths["one class a patient"].run_id
-    compared = store.ask("class_comparison", run=run, split=TRAIN, level="code", top=100)
-    assert compared["difference_low"].null_count < compared.num_rows
-    shared = small_store.ask("class_comparison", split=TRAIN)
-    assert shared["difference_low"].null_count == shared.num_rows > 0
+    for of, asked, told in (
+        (store, {"run": run}, "separate patients"), (small_store, {}, "shared patients"),
+        (small_store, {"cohort": "true"}, "shared patients"),
+    ):  # fmt: skip
+        found = of.ask("class_comparison", split=TRAIN, level="code", top=100, **asked)
+        assert found["difference_low"].null_count < found.num_rows
+        assert set(found["interval_of"].to_pylist()) == {told}
+
+
+def test_a_viewer_has_the_widest_interval_where_patients_are_shared(small_run: SmallRun, small_store: Store) -> None:
+    """Only rows tell the covariance of two classes' means; without them it is as bad as it can be."""
+    viewer = open_store(small_run.store, "viewer")
+    asked = {"split": TRAIN, "top": 100}
+    exact = {row["code"]: row for row in small_store.ask("class_comparison", **asked).to_pylist()}
+    found = [row for row in viewer.ask("class_comparison", **asked).to_pylist() if row["p_value"] is not None]
+    assert len(found) > 3
+    for row in found:
+        true = exact[row["code"]]
+        assert row["difference"] == pytest.approx(true["difference"], rel=1e-9)
+        assert row["interval_of"] == "at least"
+        assert row["difference_low"] < true["difference_low"] < true["difference_high"] < row["difference_high"]
+        assert row["p_value"] > true["p_value"]
+    separate = viewer.ask("cohort_comparison", stratum_a="sex=F", stratum_b="sex=M", split=TRAIN)
+    assert set(separate["interval_of"].to_pylist()) == {"separate patients"}
+    with pytest.raises(UserError, match="A cohort of one's own needs the rows"):
+        viewer.ask("cohort_comparison", cohort_a="true")
+    with pytest.raises(UserError, match=r"needs rows\.duckdb, for analysts"):
+        viewer.sql("select * from cohort_comparison(cohort_a := 'true')")
+    viewer.close()
+
+
+def test_discoveries_are_controlled_before_ranking(small_store: Store) -> None:
+    """The q value of a feature does not depend on how many rows are shown, and grows with the least effect that counts."""
+    asked = {"split": TRAIN, "stratum_a": "sex=F", "stratum_b": "sex=M"}
+    every, few, strict = (
+        {row["code"]: row for row in small_store.ask("cohort_comparison", **asked, **more).to_pylist()}
+        for more in ({"top": 100}, {"top": 3}, {"top": 100, "minimum_effect": 0.002})
+    )
+    assert len(every) > len(few) == 3
+    assert all(every[key] | {"rank": 0} == row | {"rank": 0} for key, row in few.items())
+    told = [(every[key]["p_value"], strict[key]["p_value"]) for key in every if every[key]["p_value"] is not None]
+    assert len(told) > 4
+    assert all(less < more for less, more in told)
 
 
 # -- the files themselves -----------------------------------------------------------------------------
@@ -698,6 +902,15 @@ def test_student_t_agrees_with_scipy(small_store: Store) -> None:
     answer = small_store.sql(f"select d, student_t_975(d) as t from (values {listed}) given(d)")
     expected = scipy.stats.t.ppf(0.975, answer["d"].to_numpy())
     assert np.abs(answer["t"].to_numpy() - expected).max() < 1e-6
+
+
+def test_the_tail_of_student_t_agrees_with_scipy(small_store: Store) -> None:
+    """Within a relative 1e-6 from far below 0 to where one in 10^30 lies beyond."""
+    degrees, t = (grid.ravel() for grid in np.meshgrid(np.geomspace(29, 1e6, 40), np.linspace(-5, 12, 86)))
+    listed = ", ".join(f"({d!r}::double, {x!r}::double)" for d, x in zip(degrees.tolist(), t.tolist(), strict=True))
+    answer = small_store.sql(f"select d, t, student_t_tail(t, d) as tail from (values {listed}) given(d, t)")
+    expected = scipy.stats.t.sf(answer["t"].to_numpy(), answer["d"].to_numpy())
+    assert np.abs(answer["tail"].to_numpy() / expected - 1).max() < 1e-6
 
 
 # -- cohorts of one's own -----------------------------------------------------------------------------

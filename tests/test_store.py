@@ -144,7 +144,17 @@ def test_a_table_has_the_columns_of_the_contract(store: Store, table: str) -> No
 def test_the_run_is_named_in_every_table(store: Store) -> None:
     """run_id is everywhere, never null, and always a run of `runs`."""
     tables = [row["name"] for row in store.sql("show tables").to_pylist()]
-    assert set(tables) == {*CONTRACT, "rows", "rows_by_prediction", "prediction_codes", "codes", "axes", "estimates"}
+    assert set(tables) == {
+        *CONTRACT,
+        "rows",
+        "rows_by_prediction",
+        "prediction_codes",
+        "codes",
+        "axes",
+        "feature_names",
+        "partitions",
+        "estimates",
+    }
     for table in set(tables) - {"codes", "axes"}:  # the same for all runs
         wrong = store.sql(
             f"select count(*) as n from {table} where run_id is null or run_id not in (select run_id from runs)"
@@ -626,7 +636,7 @@ def test_a_store_of_a_newer_format_is_one_sentence(copied: Path) -> None:
 def test_a_viewer_has_no_table_of_patients(viewer: Store) -> None:
     """Neither rows nor predictions nor attributions, by no name, nor a subject's id in any column."""
     tables = {row["name"] for row in viewer.sql("show tables").to_pylist()}
-    assert tables == {"axes", "cells", "exposure", "feature_values", "runs", "estimates"}
+    assert tables == {"axes", "feature_names", "partitions", "cells", "exposure", "feature_values", "runs", "estimates"}
     for table in PRIVATE:
         for name in (table, f"rows.main.{table}"):
             with pytest.raises(UserError, match="does not exist"):

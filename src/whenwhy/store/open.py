@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ KNOWN_VALUES = {
     "class_a": "select distinct class from cells",
     "class_b": "select distinct class from cells",
     "stratum": "select distinct stratum from cells",
+    "stratum_a": "select distinct stratum from cells",
+    "stratum_b": "select distinct stratum from cells",
+    "subgroups": "select distinct split_part(stratum, '=', 1) from cells where stratum <> 'all'",
     "split": "select distinct split from cells",
     "level": "select distinct level from cells",
     "criterion": "select unnest(['variance', 'entropy_over_time', 'entropy_over_values'])",
@@ -38,8 +42,10 @@ KNOWN_VALUES = {
 }
 
 
-#: Arguments that count something.
-COUNTS = ("top", "min_patients")
+#: Arguments that count something, that are some number, and that are a predicate over predictions.
+COUNTS = ("top", "min_patients", "lags")
+NUMBERS = ("minimum_effect", "false_discovery_rate", "spike", "measured")
+PREDICATES = ("cohort", "cohort_a", "cohort_b")
 
 
 class Store:
@@ -137,18 +143,21 @@ class Store:
                 raise UserError(f"The query {query} needs a value for {name}: leave it out for its default.")
             if name in COUNTS and not (str(value).isdecimal() and int(value) > 0):
                 raise UserError(f"{name} is '{value}': give a whole number of at least 1.")
+            if name in NUMBERS and not _is_number(value):
+                raise UserError(f"{name} is '{value}': give a number of at least 0.")
             if name in KNOWN_VALUES and value is not None:
                 known_values = KNOWN_VALUES[name]
                 level = {"level": arguments.get("level") or "code"} if "$level" in known_values else None
                 values = [str(v) for v in self.sql(known_values, level).column(0).to_pylist()]
                 if str(value) not in values:
                     raise unknown_name(name, str(value), values, str(self.path))
-        if arguments.get("cohort") is not None:
-            self._require_predicate(str(arguments["cohort"]))
+        for name in PREDICATES:
+            if arguments.get(name) is not None:
+                self._require_predicate(name, str(arguments[name]))
         given = ", ".join(f'"{name}" := ${name}' for name in arguments)
         return self.sql(f"select * from {query}({given})", arguments)
 
-    def _require_predicate(self, text: str) -> None:
+    def _require_predicate(self, name: str, text: str) -> None:
         """Raises `UserError` unless the text is one condition that a prediction may fulfil."""
         if self.role == "viewer":
             raise UserError(
@@ -166,7 +175,7 @@ class Store:
         except duckdb.Error as error:
             told = _first_line(error)
             raise UserError(
-                f"cohort is no predicate over predictions ({told}): write e.g. cohort=\"sex = 'F' and score > 0\"."
+                f"{name} is no predicate over predictions ({told}): write e.g. {name}=\"sex = 'F' and score > 0\"."
             ) from None
 
     @contextmanager
@@ -216,6 +225,13 @@ def _scratch() -> str:
 @cache
 def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="whenwhy-")
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return 0 <= float(str(value)) < math.inf
+    except ValueError:
+        return False
 
 
 def _first_line(error: Exception) -> str:

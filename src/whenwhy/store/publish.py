@@ -43,7 +43,7 @@ from whenwhy.manifests import canonical, sealed, unsealed
 from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
 from whenwhy.shards import Json, StageDirectory
 from whenwhy.statistics.aggregate import Cells, vocabulary_of
-from whenwhy.statistics.cohorts import list_of
+from whenwhy.statistics.cohorts import CORRECT, PREDICTED, list_of
 from whenwhy.statistics.sums import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
 from whenwhy.store.suppression import CELL_COLUMNS, apart, shown_cells, shown_exposure
@@ -183,7 +183,10 @@ def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memo
 
 
 def _build_predictions(db: duckdb.DuckDBPyConnection, runs: Sequence[StageDirectory]) -> None:
-    """Tables predictions, with a column a stratum, and first_layer where a run tells absence."""
+    """Tables predictions (a column a stratum), first_layer where a run tells absence, and partitions.
+
+    The last tells of each kind of cohort (class, sex...) whether some patient has predictions in several of them.
+    """
     predictions, first_layers = [], []
     for run in runs:
         given = f"select '{run.run_id}' as run_id, * from read_parquet"
@@ -202,6 +205,17 @@ def _build_predictions(db: duckdb.DuckDBPyConnection, runs: Sequence[StageDirect
         "order by run_id, prediction_id"
     )
     db.execute("drop table all_predictions")
+    kinds = {"class": "label", PREDICTED: "predicted", CORRECT: "predicted = label"}
+    kinds |= {name: '"' + name.replace('"', '""') + '"' for name in strata}
+    recurring = " union all ".join(
+        f"select run_id, split, {literal(kind)} as kind, max({column}) is distinct from min({column}) as recurs "
+        "from predictions group by run_id, split, subject_id"
+        for kind, column in kinds.items()
+    )
+    db.execute(
+        f"create table partitions as select run_id, split, kind, bool_or(recurs) as patients_recur from ({recurring}) "
+        "group by all order by all"
+    )
 
 
 #: A store's rows: few bytes each, in two orders; and what a prediction's rows of one code add up to.
@@ -288,6 +302,7 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
         )
         db.execute("use shareable")
         db.execute("create table axes as select * from rows.axes")
+        db.execute("create table partitions as select * from rows.partitions")
         define_estimates(db, with_rows=False)
         db.execute("use rows")
         db.execute("detach shareable")

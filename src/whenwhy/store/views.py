@@ -1,13 +1,15 @@
-"""The views and macros of a store: attributions as people see them, cells of any cohort, estimates with their intervals."""
+"""The views and macros of a store: attributions as people see them, cells of any cohort, estimates and comparisons."""
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import duckdb
 
-from whenwhy.statistics.time_axis import AFTER_ANCHOR, BEFORE_PREDICTION, SINCE
+from whenwhy.statistics.cohorts import ALL
+from whenwhy.statistics.time_axis import BEFORE_PREDICTION
+from whenwhy.store.cohort_sql import CELLS_OF_A_COHORT, RISK_OF_A_COHORT, TWO_COHORTS, text_of
+from whenwhy.store.distributions import define_distributions
 
 #: No interval where fewer patients than this, in effect, stand behind a mean.
 FEWEST_EFFECTIVE_PATIENTS: Final = 30
@@ -21,49 +23,49 @@ select r.run_id, p.subject_id, p.prediction_time, p.target, r.step,
 from rows r join predictions p using (run_id, prediction_id)
 """
 
+#: What a feature of any level is called.
+FEATURE_NAMES_VIEW: Final = """
+create view feature_names as
+select run_id, 'value' as level, code, feature_value_id, description, unit, bin, low, high from feature_values
+union all
+select run_id, 'code', code, null, min(description), min(unit), null, null, null from feature_values group by all
+"""
+
+#: The run that is meant where none is named.
+_RUN: Final = "coalesce(run::varchar, (select min(run_id) from runs))"
+
 
 def define_estimates(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
-    """The view estimates (of ready cells) and the macros cells_for and estimates_for (of any cohort) are there.
+    """The view estimates (of ready cells) and macros of any cohort are there: cells_for, estimates_for, risk_for, comparison_for.
 
     Args:
         with_rows: the database has rows, of which cells are made for a cohort that has none.
     """
-    db.execute(_student_t_975_macro())
+    define_distributions(db)
     db.execute("create macro quoted(said) as coalesce('''' || replace(said, '''', '''''') || '''', 'null')")
+    # Of sum / count, by linearisation: ss, sn, nn are sums over patients of squares and products of both.
+    db.execute(
+        """create macro variance_of_ratio(ratio, ss, sn, nn, count, patients) as (
+            greatest(0, ss - 2 * ratio * sn + ratio * ratio * nn) / (count::double * count)
+            * patients / nullif(patients - 1, 0))"""
+    )
+    db.execute(
+        """create macro welch_degrees(one_variance, other_variance, one_effective, other_effective) as (
+            pow(one_variance + other_variance, 2) / (pow(one_variance, 2) / (one_effective - 1)
+                + pow(other_variance, 2) / (other_effective - 1)))"""
+    )
+    # The largest probability of a difference so far from 0, while the true one is at most `least`.
+    db.execute(
+        """create macro p_of_difference(difference, error, degrees, least_effect) as (
+            student_t_tail((abs(difference) - least_effect) / error, degrees)
+            + student_t_tail((abs(difference) + least_effect) / error, degrees))"""
+    )
+    db.execute(FEATURE_NAMES_VIEW)
     db.execute(f"create view estimates as {_estimated(_READY)}")
-    arguments = "run, level, feature, axis, dated, split, class, stratum, cohort"
-    ready = f"""select * from ({_READY}) c
-        where cohort is null and c.run_id = coalesce(run::varchar, (select min(run_id) from runs)) and c.level = level and (feature is null or c.code = feature)
-            and c.time_axis = axis and (c.time_bin is not null) = dated and c.split = split and c.class = class
-            and c.stratum = stratum"""
-    if with_rows:
-        db.execute(f"create macro cohort_cells({arguments}) as {_text_of(_OF_A_COHORT)}")
-        computed = f"query(cohort_cells({arguments}))"
-    else:
-        computed = f"""(select * from ({_READY}) where error('A cohort of one''s own needs rows.duckdb, for analysts: '
-            || 'ask for one of the cohorts that are ready'))"""
-    db.execute(
-        f"""create macro cells_for({arguments}) as table
-        {ready} union all by name select * from {computed} where cohort is not null"""
-    )
-    db.execute(
-        f"""create macro estimates_for({arguments}) as table
-        {_estimated(f"select * from cells_for({arguments})")}"""
-    )
-
-
-def _student_t_975_macro() -> str:
-    """The scalar macro student_t_975(degrees): Cornish and Fisher's expansion, within 1e-6 from 29 degrees on."""
-    z = 1.959963984540054
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    expansion = " + ".join(f"{term!r} / pow(degrees, {power})" for power, term in enumerate(terms))
-    return f"create macro student_t_975(degrees) as ({expansion})"
+    _define_cells(db, with_rows)
+    _define_risk(db, with_rows)
+    _define_comparison(db, with_rows)
+    _define_disagreement(db)
 
 
 #: Cells that are ready, beside who is at risk in them.
@@ -82,27 +84,21 @@ def _estimated(cells: str) -> str:
     t with P_eff - 1 degrees of freedom, P_eff = n^2 / S_nn; no interval below 30 effective patients.
     """
     return f"""
-with names as (
-    select run_id, 'value' as level, code, feature_value_id, description, unit, bin, low, high from feature_values
-    union all
-    select run_id, 'code', code, null, min(description), min(unit), null, null, null from feature_values group by all
-),
-means as (
+with means as (
     select c.*, n.description, n.unit, n.bin, n.low, n.high,
         c.n_events * c.n_events / c.s_nn as effective_patients,
         c.sum / c.n_events as mean_per_event,
         c.sum / c.n_at_risk as mean_per_prediction,
         c.sum_abs / c.n_at_risk as mean_abs_per_prediction
     from ({cells}) c
-    left join names n on n.run_id = c.run_id and n.level = c.level and n.code = c.code
+    left join feature_names n on n.run_id = c.run_id and n.level = c.level and n.code = c.code
         and n.feature_value_id is not distinct from c.feature_value_id
 ),
 variances as (
     select *,
-        greatest(0, s_ss - 2 * mean_per_event * s_sn + mean_per_event * mean_per_event * s_nn)
-            / (n_events::double * n_events) * n_patients / nullif(n_patients - 1, 0) as variance_per_event,
-        greatest(0, s_ss - 2 * mean_per_prediction * "s_s_N" + mean_per_prediction * mean_per_prediction * s_nn_at_risk)
-            / (n_at_risk::double * n_at_risk) * n_patients_at_risk / nullif(n_patients_at_risk - 1, 0) as variance_per_prediction,
+        variance_of_ratio(mean_per_event, s_ss, s_sn, s_nn, n_events, n_patients) as variance_per_event,
+        variance_of_ratio(mean_per_prediction, s_ss, "s_s_N", s_nn_at_risk, n_at_risk, n_patients_at_risk)
+            as variance_per_prediction,
         case when effective_patients >= {FEWEST_EFFECTIVE_PATIENTS} then student_t_975(effective_patients - 1) end as t
     from means
 )
@@ -115,107 +111,193 @@ from variances
 """
 
 
-#: The same cells from rows, for the predictions that a predicate picks. What stands in [[...]] is SQL that gives text.
-_OF_A_COHORT: Final = f"""
-with this as (select coalesce([[quoted(run::varchar)]], (select min(run_id) from runs)) as run_id),
-axis as (select * from axes where time_axis = [[quoted(axis)]]),
-people as (
-    select prediction_id, subject_id, history_minutes,
-        [[case when axis = '{BEFORE_PREDICTION}' then '0' when axis = '{AFTER_ANCHOR}' then 'anchor_minutes'
-            else '(select max(r.minutes) from rows r join feature_values f on f.run_id = r.run_id
-                and f.feature_value_id = r.feature_value_id and f.kind = ''recorded''
-                where r.run_id = predictions.run_id and r.prediction_id = predictions.prediction_id
-                and f.code = ' || quoted(substr(axis, {len(SINCE) + 1})) || ')' end]] as origin
-    from predictions
-    where run_id = (select run_id from this) and split = [[quoted(split)]]
-        and ([[quoted(class)]] = 'all' or label = [[quoted(class)]])
-        and [[case when stratum = 'all' then 'true'
-            when stratum like 'correct=%' then '(predicted = label) = ' || (stratum = 'correct=yes')
-            else '"' || replace(split_part(stratum, '=', 1), '"', '""') || '" = '
-                || quoted(substr(stratum, instr(stratum, '=') + 1)) end]]
-        and ([[coalesce(cohort, 'false')]]
-        )  -- on a line of its own, since a predicate may end in a comment
+def _computed(db: duckdb.DuckDBPyConnection, name: str, arguments: str, template: str, with_rows: bool) -> str:
+    """The SQL of a table worked out from rows, or of a complaint."""
+    if not with_rows:
+        return (
+            "(select * from no_rows where error('A cohort of one''s own needs rows.duckdb, for analysts: ask for one of the "
+            "cohorts that are ready'))"
+        )
+    db.execute(f"create macro {name}({arguments}) as {text_of(template)}")
+    return f"query({name}({arguments}))"
+
+
+def _define_cells(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
+    arguments = "run, level, feature, axis, dated, split, class, stratum, cohort"
+    ready = f"""select * from ({_READY}) c
+        where cohort is null and c.run_id = {_RUN} and c.level = level and (feature is null or c.code = feature)
+            and c.time_axis = axis and (c.time_bin is not null) = dated and c.split = split and c.class = class
+            and c.stratum = stratum"""
+    computed = _computed(db, "cohort_cells", arguments, CELLS_OF_A_COHORT, with_rows).replace("no_rows", f"({_READY})")
+    db.execute(
+        f"""create macro cells_for({arguments}) as table
+        {ready} union all by name select * from {computed} where cohort is not null"""
+    )
+    db.execute(
+        f"""create macro estimates_for({arguments}) as table
+        {_estimated(f"select * from cells_for({arguments})")}"""
+    )
+
+
+def _define_risk(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
+    columns = "time_bin, low_hours, high_hours, n_patients, n_predictions"
+    arguments = "run, axis, dated, split, class, stratum, cohort"
+    computed = _computed(db, "cohort_risk", arguments, RISK_OF_A_COHORT, with_rows).replace("no_rows", "exposure")
+    db.execute(
+        f"""create macro risk_for({arguments}) as table
+        select {columns} from exposure e
+        where cohort is null and e.run_id = {_RUN} and e.time_axis = axis and (e.time_bin is not null) = dated
+            and e.split = split and e.class = class and e.stratum = stratum
+        union all select {columns} from {computed} where cohort is not null"""
+    )
+
+
+def _define_shares_patients(db: duckdb.DuckDBPyConnection) -> None:
+    """shares_patients: whether somebody may be in both of two cohorts; where classes or strata exclude one another, nobody is."""
+
+    def apart(one: str, other: str, kind: str) -> str:
+        return f"""({one} <> {other} and '{ALL}' not in ({one}, {other}) and not coalesce((select any_value(k.patients_recur)
+            from partitions k where k.run_id = coalesce(of_run::varchar, (select min(r.run_id) from runs r))
+            and k.split = of_split and k.kind = {kind}), true))"""
+
+    of_stratum = apart("one_stratum", "other_stratum", "split_part(one_stratum, '=', 1)")
+    db.execute(
+        f"""create macro shares_patients(of_run, of_split, one_class, other_class, one_stratum, other_stratum) as (
+            not ({apart("one_class", "other_class", "'class'")}
+                or (split_part(one_stratum, '=', 1) = split_part(other_stratum, '=', 1) and {of_stratum})))"""
+    )
+
+
+def _define_comparison(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
+    """comparison_for: two cohorts, feature by feature, with the difference of their means per prediction at risk.
+
+    Its variance is the sum of both where no patient is in both cohorts; otherwise less twice the covariance, which rows
+    tell; and without rows no more than the square of the sum of both standard errors (Cauchy and Schwarz).
+    The p value is the largest under which the true difference is at most minimum_effect, and the q value is its smallest
+    false discovery rate (Benjamini and Hochberg 1995) among the features that both cohorts have enough patients of.
+    """
+    _define_shares_patients(db)
+    sides = "class_a, class_b, stratum_a, stratum_b, cohort_a, cohort_b"
+    ready = f"""select a.run_id, a.code, a.feature_value_id, a.n_patients as n_patients_a, b.n_patients as n_patients_b,
+        a.effective_patients as effective_a, b.effective_patients as effective_b,
+        a.mean_per_prediction as mean_a, b.mean_per_prediction as mean_b,
+        a.variance_per_prediction as variance_a, b.variance_per_prediction as variance_b,
+        case when {{shared}} then -sqrt(a.variance_per_prediction) * sqrt(b.variance_per_prediction) else 0 end as covariance,
+        case when {{shared}} then 'at least' else 'separate patients' end as interval_of
+    from estimates_for(run, level, null, '{BEFORE_PREDICTION}', false, split, class_a, stratum_a, null) a
+    join estimates_for(run, level, null, '{BEFORE_PREDICTION}', false, split, class_b, stratum_b, null) b
+        on b.code = a.code and b.feature_value_id is not distinct from a.feature_value_id"""
+    shared = "shares_patients(run, split, class_a, class_b, stratum_a, stratum_b)"
+    if with_rows:
+        arguments = f"run, level, feature, split, {sides}, wanted"
+        db.execute(f"create macro two_cohorts({arguments}) as {text_of(TWO_COHORTS)}")
+        db.execute(
+            f"""create macro either_cohorts(run, level, split, {sides}) as table
+            select * from ({ready.format(shared="false")}) where cohort_a is null and cohort_b is null and not {shared}
+            union all by name
+            select *, 'shared patients' as interval_of from query(two_cohorts(run, level, null, split, {sides},
+                case when cohort_a is null and cohort_b is null
+                    then 'shares_patients(' || quoted(run::varchar) || ', ' || quoted(split) || ', ' || quoted(class_a) || ', '
+                        || quoted(class_b) || ', ' || quoted(stratum_a) || ', ' || quoted(stratum_b) || ')' else 'true' end))"""
+        )
+    else:
+        complaint = (
+            "error('A cohort of one''s own needs rows.duckdb, for analysts: ask for one of the cohorts that are ready')"
+        )
+        db.execute(
+            f"""create macro either_cohorts(run, level, split, {sides}) as table
+            select * from ({ready.format(shared=shared)}) where case when cohort_a is null and cohort_b is null then true else {complaint} end"""
+        )
+    db.execute(
+        f"""create macro comparison_for(run, level, split, {sides}, min_patients, minimum_effect) as table
+        {_compared(f"either_cohorts(run, level, split, {sides})")}"""
+    )
+
+
+#: The false discovery rate of a row and those with no larger p_value: Benjamini and Hochberg 1995. Of a table `tested`.
+_Q_VALUE: Final = """select p.* exclude (place), case when p.p_value is not null
+        then min(p.p_value * p.n_tested / p.place) over (order by p.p_value desc range unbounded preceding) end as q_value
+    from (
+        select t.*, count(t.p_value) over () as n_tested,
+            count(t.p_value) over (order by t.p_value range unbounded preceding) as place
+        from tested t
+    ) p"""
+
+
+def _compared(cohorts: str) -> str:
+    return f"""
+with pairs as (
+    select c.*, c.mean_a - c.mean_b as difference, c.variance_a + c.variance_b - 2 * c.covariance as variance,
+        least(c.effective_a, c.effective_b) as effective
+    from {cohorts} c where c.n_patients_a >= min_patients::integer and c.n_patients_b >= min_patients::integer
 ),
-entries as (
-    [[case when not dated and level <> 'value' then
-        'select p.subject_id, null::integer as feature_value_id, c.code, null::integer as time_bin, r.sum as s, r.n_events as n,
-            r.sum_abs as s_abs, null::double as s_sq
-        from prediction_codes r join people p using (prediction_id)
-        join (select code_number, ' || case level when 'group' then
-            'unnest((select any_value(f.parents) from feature_values f where f.code = codes.code)) as code' else 'code' end
-            || ' from codes) c using (code_number) where r.run_id = (select run_id from this)'
-            || case when feature is null then '' else ' and c.code = ' || quoted(feature) end
-        else
-        'select p.subject_id, ' || case level when 'value' then 'r.feature_value_id' else 'null::integer' end
-            || ' as feature_value_id, f.code, ' || case when dated then '{{bin}}' else 'null::integer' end
-            || ' as time_bin, r.attribution::double as s, 1 as n, abs(r.attribution::double) as s_abs,
-            r.attribution::double * r.attribution as s_sq
-        from rows r join people p using (prediction_id)
-        join (select feature_value_id, ' || case level when 'group' then 'unnest(parents)' else 'code' end
-            || ' as code from feature_values where run_id = (select run_id from this)) f using (feature_value_id)
-        cross join axis x where r.run_id = (select run_id from this)'
-            || case when feature is null then '' else ' and f.code = ' || quoted(feature) end end]]
+errors as (
+    select p.*, case when p.effective >= {FEWEST_EFFECTIVE_PATIENTS} and p.variance > 0 then sqrt(p.variance) end as error,
+        case when p.interval_of = 'separate patients' then welch_degrees(p.variance_a, p.variance_b, p.effective_a, p.effective_b)
+            else p.effective - 1 end as degrees
+    from pairs p
 ),
-patients as (
-    select subject_id, feature_value_id, code, time_bin, sum(s) as s, sum(n)::double as n, sum(s_abs) as s_abs, sum(s_sq) as s_sq
-    from entries where [[dated]] = (time_bin is not null) group by all
-),
-risk as (
-    [[case when dated then
-        'select subject_id, unnest(range({{first}}, {{last}} + 1))::integer as time_bin from people p cross join axis x
-        where history_minutes is not null and origin is not null'
-        else 'select subject_id, null::integer as time_bin from people where origin is not null' end]]
-),
-risks as (select subject_id, time_bin, count(*)::double as n from risk group by all),
-at_risk as (
-    select time_bin, sum(n)::bigint as n_at_risk, count(*) as n_patients_at_risk, sum(n * n) as s_nn_at_risk from risks group by 1
-),
-sums as (
-    select feature_value_id, code, p.time_bin, sum(p.n)::bigint as n_events, count(*) as n_patients, sum(s) as sum,
-        sum(s_abs) as sum_abs, sum(s_sq) as sum_sq, sum(s * s) as s_ss, sum(s * p.n) as s_sn, sum(p.n * p.n) as s_nn,
-        sum(s * r.n) as "s_s_N", sum(s * s * s) as s_sss, sum(s * s * p.n) as s_ssn, sum(s * p.n * p.n) as s_snn,
-        sum(p.n * p.n * p.n) as s_nnn
-    from patients p join risks r on r.subject_id = p.subject_id and r.time_bin is not distinct from p.time_bin group by all
+tested as (
+    select e.* exclude (effective, variance, covariance, error, degrees),
+        e.difference - student_t_975(e.degrees) * e.error as difference_low,
+        e.difference + student_t_975(e.degrees) * e.error as difference_high,
+        p_of_difference(e.difference, e.error, e.degrees, minimum_effect::double) as p_value
+    from errors e
 )
-select (select run_id from this) as run_id,
-    (select any_value(target) from predictions where run_id = (select run_id from this)) as target,
-    [[quoted(split)]] as split, [[quoted(class)]] as class, [[quoted(stratum)]] as stratum, [[quoted(level)]] as level,
-    s.* replace (s.time_bin as time_bin), [[quoted(axis)]] as time_axis,
-    case when s.time_bin = x.first_bin and x.first_bin < 0 then '-infinity'::double
-        else s.time_bin * x.width_hours::double end as low_hours,
-    case when s.time_bin = x.first_bin + x.n_bins - 1 then 'infinity'::double
-        else (s.time_bin + 1) * x.width_hours::double end as high_hours,
-    e.n_at_risk, e.n_patients_at_risk, e.s_nn_at_risk
-from sums s cross join axis x join at_risk e on e.time_bin is not distinct from s.time_bin
+select q.*, n.description
+from ({_Q_VALUE}) q
+left join feature_names n on n.run_id = q.run_id and n.level = level and n.code = q.code
+    and n.feature_value_id is not distinct from q.feature_value_id
 """
 
 
-def _bin(position: str) -> str:
-    """The SQL of the bin of a position in minutes, on the axis x."""
-    return (
-        f"(least((greatest({position}, x.first_bin * x.width_hours * 60) - x.first_bin * x.width_hours * 60) "
-        "// (x.width_hours * 60), x.n_bins - 1) + x.first_bin)::integer"
+def _define_disagreement(db: duckdb.DuckDBPyConnection) -> None:
+    """disagreement_for: the two strata of a kind between which a feature's mean per prediction differs most surely.
+
+    The p value is that of the pair, times the number of pairs (Bonferroni); where patients recur in several strata, the
+    variance is its largest possible. The q value is over all features.
+    """
+    db.execute(
+        f"""create macro disagreement_for(run, level, split, class, subgroups, min_patients) as table
+        with side as (
+            select e.*, e.effective_patients as effective, e.variance_per_prediction as variance from estimates e
+            where e.run_id = {_RUN} and e.level = level and e.split = split and e.class = class
+                and split_part(e.stratum, '=', 1) = subgroups and e.time_axis = '{BEFORE_PREDICTION}' and e.time_bin is null
+                and e.n_patients >= min_patients::integer
+        ),
+        signs as (
+            select s.code, s.feature_value_id, count(*) as n_subgroups,
+                coalesce(bool_or(s.mean_per_prediction_high < 0) and bool_or(s.mean_per_prediction_low > 0), false) as signs_differ
+            from side s group by all
+        ),
+        pairs as (
+            select a.run_id, a.code, a.feature_value_id, a.stratum as stratum_a, b.stratum as stratum_b,
+                a.n_patients as n_patients_a, b.n_patients as n_patients_b,
+                a.mean_per_prediction as mean_a, b.mean_per_prediction as mean_b,
+                a.mean_per_prediction - b.mean_per_prediction as difference,
+                case when least(a.effective, b.effective) >= {FEWEST_EFFECTIVE_PATIENTS} then nullif(
+                    case when shares_patients(run, split, class, class, a.stratum, b.stratum)
+                        then sqrt(a.variance) + sqrt(b.variance) else sqrt(a.variance + b.variance) end, 0) end as error,
+                case when shares_patients(run, split, class, class, a.stratum, b.stratum)
+                    then least(a.effective, b.effective) - 1
+                    else welch_degrees(a.variance, b.variance, a.effective, b.effective) end as degrees
+            from side a join side b
+                on b.code = a.code and b.feature_value_id is not distinct from a.feature_value_id and b.stratum > a.stratum
+        ),
+        surest as (
+            select p.*, p_of_difference(p.difference, p.error, p.degrees, 0) as p_of_pair,
+                count(p.error) over (partition by p.code, p.feature_value_id) as n_pairs
+            from pairs p
+            qualify row_number() over (partition by p.code, p.feature_value_id
+                order by p_of_pair nulls last, abs(p.difference) desc, p.stratum_a, p.stratum_b) = 1
+        ),
+        tested as (
+            select s.* exclude (error, degrees, p_of_pair, n_pairs), g.n_subgroups, g.signs_differ,
+                case when s.p_of_pair * s.n_pairs > 1 then 1 else s.p_of_pair * s.n_pairs end as p_value
+            from surest s join signs g on g.code = s.code and g.feature_value_id is not distinct from s.feature_value_id
+        )
+        select q.*, n.description
+        from ({_Q_VALUE}) q
+        left join feature_names n on n.run_id = q.run_id and n.level = level and n.code = q.code
+            and n.feature_value_id is not distinct from q.feature_value_id"""
     )
-
-
-def _position(minutes: str) -> str:
-    return f"case when x.time_axis = '{BEFORE_PREDICTION}' then {minutes} else p.origin - {minutes} end"
-
-
-def _text_of(template: str) -> str:
-    """The SQL of a scalar that gives the template's text."""
-    least, most = (
-        f"least({_position('0')}, {_position('p.history_minutes')})",
-        f"greatest({_position('0')}, {_position('p.history_minutes')})",
-    )
-    dated = f"(case when r.minutes is not null and p.origin is not null then {_bin(_position('r.minutes'))} end)"
-    bins = {"bin": dated, "first": _bin(least), "last": _bin(most)}
-    parts = []
-    for number, part in enumerate(re.split(r"\[\[(.*?)\]\]", template, flags=re.DOTALL)):
-        if number % 2:  # SQL already, in which texts hold more of it
-            for name, text in bins.items():
-                part = part.replace("{" + name + "}", text.replace("'", "''"))
-            parts.append(f"({part})::varchar")
-        else:
-            parts.append("'" + part.replace("'", "''") + "'")
-    return " || ".join(parts)

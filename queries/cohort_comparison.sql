@@ -1,0 +1,22 @@
+-- Which features contribute differently in two cohorts, per prediction.
+--
+-- One row a feature, as class_comparison has it: discoveries first, each by the largest difference of mean contributions
+-- per prediction, with its 95 % interval over patients, who may be in both cohorts. A cohort is a stratum that is ready,
+-- or a predicate over predictions, or both; where cohort_a alone is given, the other is everybody else.
+-- Arguments: cohort_a minus cohort_b (predicates over predictions), stratum_a, stratum_b; level, split, class, run, top,
+-- min_patients (in each cohort); minimum_effect, in units of the contributions; false_discovery_rate.
+-- Example: whenwhy query STORE cohort_comparison cohort_a="n_steps > 2" top=5
+create or replace temp macro cohort_comparison(
+    cohort_a := null, cohort_b := null, stratum_a := 'all', stratum_b := 'all', level := 'code', split := 'held_out',
+    class := 'all', run := null, top := 20, min_patients := 11, minimum_effect := 0, false_discovery_rate := 0.05
+) as table
+select
+    row_number() over (
+        order by coalesce(c.q_value <= false_discovery_rate::double, false) desc, abs(c.difference) desc, c.code, c.feature_value_id
+    )::integer as rank,
+    c.code, c.feature_value_id, c.description, c.n_patients_a, c.n_patients_b, c.mean_a, c.mean_b,
+    c.difference, c.difference_low, c.difference_high, c.interval_of, c.p_value, c.q_value, c.n_tested,
+    c.q_value <= false_discovery_rate::double as is_discovery
+from comparison_for(run, level, split, class, class, stratum_a, stratum_b, cohort_a, cohort_b, min_patients, minimum_effect) c
+qualify rank <= top::integer
+order by rank;
