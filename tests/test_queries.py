@@ -23,7 +23,7 @@ import scipy.stats
 from conftest import SmallRun
 from replicas.cells import remade
 from whenwhy.errors import UserError
-from whenwhy.schema import TRAIN
+from whenwhy.schema import TRAIN, on_grid
 from whenwhy.shards import StageDirectory
 from whenwhy.shipped import shipped
 from whenwhy.statistics import aggregate_cells
@@ -93,7 +93,7 @@ class Truth:
         frame = self.predictions[self.predictions["split"] == split]
         of = frame["label"]
         if kind != "class":
-            of = frame["strata"].map(lambda strata: next(one for one in strata if one.startswith(f"{kind}=")))
+            of = frame["strata"].map(lambda strata: next((one for one in strata if one.startswith(f"{kind}=")), None))
         return bool((of.groupby(frame["subject_id"]).nunique() > 1).any())
 
     def of_feature(self, feature: str, level: str) -> pd.DataFrame:
@@ -444,6 +444,197 @@ def subgroup_disagreement(truth: Truth, asked: dict[str, Any]) -> list[dict[str,
     return [row | {"signs_differ": row.pop("signs_differ")} for row in with_q(found, asked)]
 
 
+def leak_finder(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Late beside early contributions, the common mean beside the spread over ranges, and subgroups; by suspicions."""
+
+    def late_over_early(rows: pd.DataFrame) -> float:
+        bins = [b for _, b in rows.dropna(subset=["bin"]).groupby("bin") if enough(asked, b["subject_id"].nunique())]
+        sides = [[b["attribution"].abs() for b in bins if (b["bin"].iloc[0] == 0) == late] for late in (True, False)]
+        if not all(sides):
+            return math.nan
+        return pd.concat(sides[0]).mean() / pd.concat(sides[1]).mean()
+
+    features = [(name, rows, truth.estimate(rows, asked, None)) for name, rows in truth.features(asked, "code")]
+    features = [one for one in features if enough(asked, one[2]["n_patients"])]
+    dated = [
+        b
+        for _, rows, _ in features
+        for _, b in rows.dropna(subset=["bin"]).groupby("bin")
+        if enough(asked, b["subject_id"].nunique())
+    ]
+    usual = late_over_early(pd.concat(dated))
+    total = sum(cell["mean_abs_per_prediction"] for *_, cell in features)
+    of_subgroups = {
+        row["code"]: row
+        for row in subgroup_disagreement(truth, {"subgroups": "site"} | asked | {"level": "code", "top": 10**6})
+    }
+    found = []
+    for name, rows, cell in features:
+        ranges = []
+        for number, part in rows.groupby("feature_value_id"):
+            if truth.word(name["code"], number)["bin"] is not None and enough(asked, part["subject_id"].nunique()):
+                ranges.append((len(part), part["attribution"].mean()))
+        measured = math.nan
+        if len(ranges) > 1:
+            n, means = map(np.array, zip(*ranges, strict=True))
+            measured = np.average(means, weights=n) ** 2 / np.average(means**2, weights=n)
+        spike = late_over_early(rows) / usual
+        beside = of_subgroups.get(name["code"], {"difference": math.nan, "q_value": math.nan})
+        found.append(
+            {
+                "code": name["code"],
+                "description": truth.word(name["code"], None)["description"],
+                "n_patients": cell["n_patients"],
+                "mean_abs_per_prediction": cell["mean_abs_per_prediction"],
+                "share_of_total": cell["mean_abs_per_prediction"] / total,
+                "spike": spike,
+                "measured_share": float(measured),
+                "subgroup_difference": beside["difference"],
+                "subgroup_q": beside["q_value"],
+                "spikes": bool(spike >= float(asked.get("spike", 3))),
+                "counts_for_being_measured": bool(measured >= float(asked.get("measured", 0.9))),
+                "differs_by_subgroup": bool(beside["q_value"] <= float(asked.get("false_discovery_rate", 0.05))),
+            }
+        )
+    suspicions = ("spikes", "counts_for_being_measured", "differs_by_subgroup")
+    found.sort(key=lambda row: (-sum(row[one] for one in suspicions), -row["mean_abs_per_prediction"], row["code"]))
+    return [{"rank": rank} | row for rank, row in enumerate(found[: int(asked.get("top", 20))], 1)]
+
+
+def data_quality(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Shares of patients and of events, and what stands out."""
+    training = asked | {"split": TRAIN}
+    at_risk = [truth.at_risk(cohort, None)["subject_id"].nunique() for cohort in (asked, training)]
+    in_training = {
+        name["code"]: rows["subject_id"].nunique() / at_risk[1] for name, rows in truth.features(training, "code")
+    }
+    found = []
+    for name, rows in truth.features(asked, "code"):
+        patients = rows["subject_id"].nunique()
+        if not enough(asked, patients):
+            continue
+        words = truth.words[truth.words["code"] == name["code"]].set_index("feature_value_id")
+        values = {
+            number: part
+            for number, part in rows.groupby("feature_value_id")
+            if enough(asked, part["subject_id"].nunique())
+        }
+        bins = [b for _, b in rows.dropna(subset=["bin"]).groupby("bin") if enough(asked, b["subject_id"].nunique())]
+        undated = 1 - sum(map(len, bins)) / len(rows)
+        without = math.nan
+        if words["bin"].notna().any():
+            without = sum(len(p) for n, p in values.items() if pd.isna(words["bin"][n])) / len(rows)
+        commonest = max((len(p) for p in values.values()), default=math.nan) / len(rows)
+        share, beside = patients / at_risk[0], in_training.get(name["code"], math.nan)
+        least = float(asked.get("difference", 0.1))
+        told = {
+            "more patients than in training": share - beside >= least,
+            "fewer patients than in training": beside - share >= least,
+            "mostly without a number": without >= 0.5,
+            "partly without a time": 0 < undated < 1,
+            "nearly always one value": len(words) > 1 and commonest > 0.95,
+        }
+        found.append(
+            {
+                "code": name["code"],
+                "description": truth.word(name["code"], None)["description"],
+                "n_patients": patients,
+                "share_of_patients": share,
+                "training_share": beside,
+                "events_per_patient": len(rows) / patients,
+                "share_undated": undated,
+                "share_without_number": without,
+                "n_values": len(values),
+                "n_values_known": len(words),
+                "share_of_commonest": commonest,
+                "findings": ", ".join(finding for finding, so in told.items() if so),
+            }
+        )
+    found.sort(key=lambda row: (row["findings"] == "", -row["n_patients"], row["code"]))
+    return found[: int(asked.get("top", 1000))]
+
+
+def feature_pairs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every occurrence of a pair, one by one; a patient's sums with the other and without it, and what each adds to errors."""
+    level, word = asked.get("level", "value"), "feature_value_id" if asked.get("level", "value") == "value" else "code"
+    rows = truth.of_cohort(truth.rows, asked).dropna(subset=["step"])
+    at: dict[tuple[int, int], dict[tuple[str, Any], float]] = {}
+    subject = {}
+    for row in rows.to_dict("records"):
+        subject[row["prediction_id"]] = row["subject_id"]
+        here = at.setdefault((row["prediction_id"], int(row["step"])), {})
+        key = (row["code"], row[word])
+        here[key] = here.get(key, 0.0) + row["attribution"]
+    ones = [(place, key, s) for place, here in at.items() for key, s in here.items() if key[0] == asked["feature"]]
+    pairs: dict[tuple, list[tuple[int, float, float, tuple]]] = {}
+    for (prediction, step), key, s in ones:
+        for lag in range(int(asked.get("lags", 0)) + 1):
+            for other, beside in at.get((prediction, step - lag), {}).items():
+                if (lag or other != key) and asked.get("other", other[0]) == other[0]:
+                    told = (subject[prediction], s, beside, (prediction, step))
+                    pairs.setdefault((key, other, lag), []).append(told)
+    found = []
+    for (key, other, lag), occurrences in pairs.items():
+        patients = {told[0] for told in occurrences}
+        if not enough(asked, len(patients)):
+            continue
+        places = {told[3] for told in occurrences}
+        own = [(subject[place[0]], s, place in places) for place, one, s in ones if one == key]
+        frame = pd.DataFrame(own, columns=["subject", "s", "there"])
+        parts = {}
+        for there, part in frame.groupby("there"):
+            of = part.groupby("subject")["s"].agg(["sum", "size"])
+            mean = of["sum"].sum() / of["size"].sum()
+            parts[there] = (mean, (of["sum"] - mean * of["size"]) / of["size"].sum(), of["size"])
+        joint = pd.DataFrame([(told[0], told[1] + told[2]) for told in occurrences], columns=["subject", "s"])
+        of = joint.groupby("subject")["s"].agg(["sum", "size"])
+        mean = of["sum"].sum() / of["size"].sum()
+        variance = ((of["sum"] - mean * of["size"]) ** 2).sum() / len(joint) ** 2 * len(of) / max(1, len(of) - 1)
+        effective = len(joint) ** 2 / (of["size"] ** 2).sum()
+        half = scipy.stats.t.ppf(0.975, effective - 1) * variance**0.5 if effective >= 30 else math.nan
+        without, half_of_difference = math.nan, math.nan
+        if False in parts:
+            without = parts[False][0]
+            least = min(size.sum() ** 2 / (size**2).sum() for *_, size in parts.values())
+            everybody = frame["subject"].nunique()
+            each = parts[True][1].sub(parts[False][1], fill_value=0.0)
+            if least >= 30:
+                error = ((each**2).sum() * everybody / (everybody - 1)) ** 0.5
+                half_of_difference = scipy.stats.t.ppf(0.975, least - 1) * error
+        numbers = [one[1] if level == "value" else None for one in (key, other)]
+        edges = [
+            truth.word(one[0], number) if number is not None else {"low": None, "high": None}
+            for one, number in zip((key, other), numbers, strict=True)
+        ]
+        difference = parts[True][0] - without
+        found.append(
+            {
+                "total": joint["s"].sum(),
+                "feature_value_id": numbers[0],
+                "low": edges[0]["low"],
+                "high": edges[0]["high"],
+                "other": other[0],
+                "other_feature_value_id": numbers[1],
+                "other_low": edges[1]["low"],
+                "other_high": edges[1]["high"],
+                "lag": lag,
+                "n_patients": len(patients),
+                "n_pairs": len(occurrences),
+                "mean_joint": mean,
+                "mean_joint_low": mean - half,
+                "mean_joint_high": mean + half,
+                "mean_with": parts[True][0],
+                "mean_without": without,
+                "difference": difference,
+                "difference_low": difference - half_of_difference,
+                "difference_high": difference + half_of_difference,
+            }
+        )
+    order = ("feature_value_id", "other", "other_feature_value_id", "lag")
+    found.sort(key=lambda row: (-abs(row.pop("total")), *(row[name] or 0 for name in order)))
+    return [{"rank": rank} | row for rank, row in enumerate(found[: int(asked.get("top", 20))], 1)]
+
+
 def feature_summary(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     """The feature's row of the ranking, without its rank; none where too few patients have it."""
     level = asked.get("level", "code")
@@ -671,6 +862,33 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"subgroups": "sex", "class": "true", "split": TRAIN, "min_patients": 20},
         ],
     ),
+    "leak_finder": (
+        leak_finder,
+        [
+            {},
+            {"subgroups": "sex", "split": TRAIN, "spike": 1.2, "measured": 0.3, "false_discovery_rate": 0.9},
+            {"subgroups": "age_band", "class": "true", "split": TRAIN, "min_patients": 2, "top": 3},
+        ],
+    ),
+    "data_quality": (
+        data_quality,
+        [
+            {},
+            {"difference": 0.02, "class": "true", "top": 4},
+            {"stratum": "sex=F", "split": "tuning", "min_patients": 1},
+            {"split": TRAIN},
+        ],
+    ),
+    "feature_pairs": (
+        feature_pairs,
+        [
+            {"feature": "lab"},
+            {"feature": "lab", "lags": 2, "level": "code", "split": TRAIN, "min_patients": 1, "top": 100},
+            {"feature": "mixed", "other": "drug", "lags": 1, "split": TRAIN, "class": "false"},
+            {"feature": "lab", "other": "lab", "lags": 1, "split": TRAIN, "min_patients": 2, "stratum": "sex=F"},
+            {"feature": "count", "lags": 1, "cohort": "subject_id % 3 <> 1", "split": TRAIN, "top": 40},
+        ],
+    ),
     "feature_summary": (
         feature_summary,
         [
@@ -736,6 +954,20 @@ def small_truth(small_run: SmallRun, small_store: Store) -> Truth:
     return Truth(small_run.attributions, bins)
 
 
+_FOUND: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+
+
+def brute_force(query: str, truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the query should answer; of the same run it is worked out once."""
+    told = (query, truth.run_id, truth.n_bins, *asked.items())
+    if told not in _FOUND:
+        _FOUND[told] = WORKED[query][0](truth, asked)
+    return _FOUND[told]
+
+
+EDGES = ("low", "high", "low_hours", "high_hours", "other_low", "other_high")
+
+
 def assert_answers(found: pa.Table, expected: list[dict[str, Any]]) -> None:
     """The whole answer: columns, rows and their order; counts and names exact, numbers to 1e-9, bounds to 1e-6."""
     assert found.num_rows == len(expected)
@@ -746,9 +978,9 @@ def assert_answers(found: pa.Table, expected: list[dict[str, Any]]) -> None:
             told = row[name]
             if value is None or (isinstance(value, float) and math.isnan(value)):
                 assert told is None, (at, name, told)
-            elif name in ("p_value", "q_value"):
+            elif name in ("p_value", "q_value", "subgroup_q"):
                 assert math.isclose(told, value, rel_tol=2e-6), (at, name, told, value)
-            elif isinstance(value, float) and name not in ("low", "high", "low_hours", "high_hours"):
+            elif isinstance(value, float) and name not in EDGES:
                 bound = name.endswith(("_low", "_high"))
                 scale = abs(truth[name.removesuffix("_low").removesuffix("_high")] - value) if bound else 0.0
                 assert math.isclose(told, value, rel_tol=1e-9, abs_tol=1e-6 * scale), (at, name, told, value)
@@ -761,7 +993,7 @@ def test_a_query_answers_what_brute_force_finds(
     query: str, asked: dict[str, Any], small_store: Store, small_truth: Truth
 ) -> None:
     """On the small run's store, whose patients are in several classes."""
-    assert_answers(small_store.ask(query, **asked), WORKED[query][0](small_truth, asked))
+    assert_answers(small_store.ask(query, **asked), brute_force(query, small_truth, asked))
 
 
 @pytest.mark.parametrize("run", ["small", "one class a patient"])
@@ -772,7 +1004,7 @@ def test_a_run_of_several_is_answered_alone(
     """In a store of two runs each is its own; class comparisons have intervals where classes share no patient."""
     store, truths = two_runs
     truth = truths[run]
-    assert_answers(store.ask(query, run=truth.run_id, **asked), WORKED[query][0](truth, asked))
+    assert_answers(store.ask(query, run=truth.run_id, **asked), brute_force(query, truth, asked))
 
 
 def test_without_a_run_the_first_is_meant(two_runs: tuple[Store, dict[str, Truth]]) -> None:
@@ -987,6 +1219,55 @@ def test_time_since_a_code_of_a_cohort_equals_its_cells(small_run: SmallRun, tmp
                 np.testing.assert_allclose(one, two, rtol=1e-9)
     assert pc.min(ready["time_bin"]).as_py() < 0
     store.close()
+
+
+# -- leaks --------------------------------------------------------------------------------------------
+
+
+def test_planted_leaks_are_found(small_run: SmallRun, tmp_path: Path) -> None:
+    """What spikes, what counts for being measured and what differs by sex are each found, and nothing else is suspected."""
+    about = StageDirectory.open(small_run.attributions).read("about", "feature_values").to_pandas()
+    ids = {code: set(part["feature_value_id"]) for code, part in about.groupby("code")}
+    run = StageDirectory.open(small_run.attributions)
+    sex = {
+        row["prediction_id"]: dict(row["strata"])["sex"]
+        for name in run.shards
+        for row in run.read(name, "predictions").to_pylist()
+    }
+
+    def planted(table: pa.Table) -> pa.Table:
+        rows = table.to_pandas()
+        random = np.random.default_rng(5)
+        value = random.normal(0, 0.01, len(rows))
+        late = (rows["minutes"] < 60 * WIDTH_HOURS).to_numpy()
+        of = {code: rows["feature_value_id"].isin(numbers).to_numpy() for code, numbers in ids.items()}
+        by_value = rows["feature_value_id"].to_numpy() % 2 * 0.2 - 0.1
+        for code in ("lab", "count", "tied", "size", "AGE"):  # they contribute by their value
+            value = np.where(of[code], value + by_value, value)
+        value = np.where(of["lab"] & late, value * 20, value)
+        value = np.where(of["mixed"], value + 0.3, value)
+        women = rows["prediction_id"].map(sex).eq("F").to_numpy()
+        value = np.where(of["drug"] & women, value + 0.2, value)
+        at = table.column_names.index("attribution")
+        return table.set_column(at, "attribution", pa.array(on_grid(value), pa.float32()))
+
+    path = remade(small_run.attributions, tmp_path / "planted", rows=planted)
+    publish_store(tmp_path / "store", aggregate_cells([path], tmp_path / "store", time_bin_hours=WIDTH_HOURS), [path])
+    store = open_store(tmp_path / "store")
+    found = store.ask("leak_finder", subgroups="sex", split=TRAIN, false_discovery_rate=0.001).to_pylist()
+    store.close()
+    suspected = {
+        row["code"]: [name for name in ("spikes", "counts_for_being_measured", "differs_by_subgroup") if row[name]]
+        for row in found
+    }
+    assert {code: why for code, why in suspected.items() if why} == {
+        "lab": ["spikes"],
+        "mixed": ["counts_for_being_measured"],
+        "drug": ["differs_by_subgroup"],
+    }
+    assert [row["code"] for row in found[:3]] == sorted(
+        ("lab", "mixed", "drug"), key=lambda code: -next(r for r in found if r["code"] == code)["share_of_total"]
+    )
 
 
 # -- two runs -----------------------------------------------------------------------------------------

@@ -164,7 +164,15 @@ select r.time_bin, {_BOUNDS.replace("{bin}", "r.time_bin")}, count(*) as n_patie
 from risks r cross join axis x group by all
 """
 
+#: Everybody but cohort_a, if only that is given.
 _COHORT_B: Final = "coalesce(cohort_b, '(' || cohort_a || chr(10) || ') is not true', 'true')"
+
+#: Predictions of a cohort. Arguments: run, split, class, stratum, cohort.
+PREDICTIONS_OF_A_COHORT: Final = f"""
+with {_THIS}
+select p.* from predictions p where run_id = (select run_id from this) and split = [[quoted(split)]]
+    and {_side("", "coalesce(cohort, 'true')")}
+"""
 
 #: Two cohorts beside each other, of each feature the sums over patients of either and of both, for all time.
 #: Arguments: run, level, feature, split, class_a, class_b, stratum_a, stratum_b, cohort_a, cohort_b, wanted (whether anybody is).

@@ -8,7 +8,7 @@ import duckdb
 
 from whenwhy.statistics.cohorts import ALL
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
-from whenwhy.store.cohort_sql import CELLS_OF_A_COHORT, RISK_OF_A_COHORT, TWO_COHORTS, text_of
+from whenwhy.store.cohort_sql import CELLS_OF_A_COHORT, PREDICTIONS_OF_A_COHORT, RISK_OF_A_COHORT, TWO_COHORTS, text_of
 from whenwhy.store.distributions import define_distributions
 
 #: No interval where fewer patients than this, in effect, stand behind a mean.
@@ -66,6 +66,12 @@ def define_estimates(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
     _define_risk(db, with_rows)
     _define_comparison(db, with_rows)
     _define_disagreement(db)
+    if with_rows:
+        arguments = "run, split, class, stratum, cohort"
+        db.execute(f"create macro cohort_predictions({arguments}) as {text_of(PREDICTIONS_OF_A_COHORT)}")
+        db.execute(
+            f"create macro predictions_for({arguments}) as table select * from query(cohort_predictions({arguments}))"
+        )
 
 
 #: Cells that are ready, beside who is at risk in them.
