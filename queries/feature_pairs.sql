@@ -40,27 +40,30 @@ pairs as (
 patients as (select o.value_id, o.subject_id, sum(o.s) as s, count(*)::double as n from ones o group by all),
 everywhere as (
     select p.value_id, count(*) as n_patients, sum(p.s) as s, sum(p.n) as n, sum(p.s * p.s) as ss, sum(p.s * p.n) as sn,
-        sum(p.n * p.n) as nn
+        sum(p.n * p.n) as nn, sum(p.n * p.n * p.n) as nnn
     from patients p group by all
 ),
 sums as (
     select q.value_id, q.word, q.other_id, q.lag, count(*) as n_patients, sum(q.joint) as joint, sum(q.joint * q.joint) as jj,
         sum(q.joint * q.n) as jn, sum(q.s) as s, sum(q.n) as n, sum(q.s * q.s) as ss, sum(q.s * q.n) as sn, sum(q.n * q.n) as nn,
+        sum(q.n * q.n * q.n) as nnn,
         -- Of the same patients where the other is not there, alone and beside everywhere.
         sum((p.s - q.s) * q.s) as s_s, sum((p.s - q.s) * q.n) as s_n, sum((p.n - q.n) * q.s) as n_s, sum((p.n - q.n) * q.n) as n_n,
         sum((p.s - q.s) * (p.s - q.s) - p.s * p.s) as less_ss, sum((p.s - q.s) * (p.n - q.n) - p.s * p.n) as less_sn,
-        sum((p.n - q.n) * (p.n - q.n) - p.n * p.n) as less_nn
+        sum((p.n - q.n) * (p.n - q.n) - p.n * p.n) as less_nn,
+        sum(pow(p.n - q.n, 3) - pow(p.n, 3)) as less_nnn
     from pairs q join patients p on p.subject_id = q.subject_id and p.value_id is not distinct from q.value_id group by all
 ),
 means as (
     select u.*, e.n - u.n as n_without, (e.s - u.s) / nullif(e.n - u.n, 0) as mean_without, u.s / u.n as mean_with,
         u.joint / u.n as mean_joint, e.n_patients as n_everywhere, e.ss + u.less_ss as ss_without, e.sn + u.less_sn as sn_without,
-        e.nn + u.less_nn as nn_without
+        e.nn + u.less_nn as nn_without, e.nnn + u.less_nnn as nnn_without
     from sums u join everywhere e on e.value_id is not distinct from u.value_id
     where u.n_patients >= min_patients::integer
 ),
 errors as (
     select m.*, m.n * m.n / m.nn as effective, m.n_without * m.n_without / nullif(m.nn_without, 0) as effective_without,
+        m.n * m.nn / m.nnn - 1 as degrees, m.n_without * m.nn_without / nullif(m.nnn_without, 0) - 1 as degrees_without,
         sqrt(variance_of_ratio(m.mean_joint, m.jj, m.jn, m.nn, m.n, m.n_patients)) as error_of_joint,
         sqrt(greatest(0, (m.ss - 2 * m.mean_with * m.sn + m.mean_with * m.mean_with * m.nn) / (m.n * m.n)
             + (m.ss_without - 2 * m.mean_without * m.sn_without + m.mean_without * m.mean_without * m.nn_without)
@@ -70,9 +73,9 @@ errors as (
     from means m
 ),
 told as (
-    select e.*, case when e.effective >= 30 then student_t_975(e.effective - 1) * e.error_of_joint end as half,
+    select e.*, case when e.effective >= 30 then student_t_975(e.degrees) * e.error_of_joint end as half,
         case when least(e.effective, e.effective_without) >= 30 and e.effective_without is not null
-            then student_t_975(least(e.effective, e.effective_without) - 1) * e.error_of_difference end as half_of_difference
+            then student_t_975(least(e.degrees, e.degrees_without)) * e.error_of_difference end as half_of_difference
     from errors e
 )
 select

@@ -19,7 +19,10 @@ KEYS = {
         "end_to_end_share_gradient", "end_to_end_share_ig", "two_worker_speedup", "resume_seconds_1000_shards",
         "driver_memory_growth",
     },
-    "store": {"aggregate_vs_duckdb", "aggregate_vs_dask_dataframe", "peak_memory_gib"},
+    "store": {
+        "aggregate_vs_duckdb", "aggregate_vs_dask_dataframe", "peak_memory_gib", "query_ms_cells", "query_ms_cohort",
+        "ranking_ms_cohort", "patient_ms", "interval_coverage",
+    },
     "ingest": {"prepare_vs_duckdb", "reader_vs_gru", "memory_growth", "synthetic_events_per_second"},
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How fast attributions become a store beside DuckDB and dask.dataframe, and in how much memory."""
+"""How fast attributions become a store beside DuckDB and dask.dataframe, in how much memory; and how it answers then."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.attributions import write_attributions
+from benchmarks.coverage import EFFECTIVE, covered
+from whenwhy.store import Store, open_store
 
 #: A whole `whenwhy aggregate` by two workers: seconds, and the most memory that the process held.
 AGGREGATE = """
@@ -130,9 +135,66 @@ def measure(small: bool, folder: Path | None) -> dict[str, float | None]:
             told[f"aggregate_vs_{name}"] = theirs["seconds"] / ours["seconds"]
             told[f"cells_vs_{name}"] = theirs["seconds"] / ours["summed"]
         largest = aggregate(many)
+        told |= _answers(place / f"store-{many}")
     told["peak_memory_gib"] = largest["peak"] / 2**30
     told["rows_per_second"] = many / largest["seconds"]
-    return told | dict.fromkeys(("query_ms_cells", "query_ms_cohort", "ranking_ms_cohort", "interval_coverage"))
+    return told | _coverage(100 if small else 1000)
+
+
+#: Of a patient in four, who are not a stratum of the store.
+COHORT = "subject_id % 4 = 1 and score > 0"
+
+
+def _answers(path: Path) -> dict[str, float | None]:
+    """Warm medians in milliseconds: queries that read cells, one feature over a cohort, a ranking over it, one patient."""
+    store = open_store(path)
+    [feature] = store.ask("top_features", top=1)["code"].to_pylist()
+    [subject] = store.sql("select max(subject_id) as s from predictions")["s"].to_pylist()
+    of_feature = ("feature_summary", "feature_timeline", "value_effect", "feature_heatmap")
+    cells = [(name, {"feature": feature}) for name in of_feature]
+    cells += [(name, {}) for name in ("top_features", "class_comparison", "feature_ranking", "number_at_risk")]
+    cells += [("subgroup_disagreement", {"subgroups": "sex"})]
+    asked = {
+        "query_ms_cells": cells,
+        "query_ms_cohort": [(name, {"feature": feature, "cohort": COHORT}) for name in of_feature],
+        "ranking_ms_cohort": [("top_features", {"cohort": COHORT})],
+        "patient_ms": [("patient", {"subject_id": subject})],
+    }
+    told = {key: float(np.median([_warm(store, *one) for one in several])) for key, several in asked.items()}
+    store.close()
+    return told
+
+
+def _warm(store: Store, query: str, asked: dict[str, object], times: int = 7) -> float:
+    """The median of some answers after the first, in milliseconds."""
+    took = []
+    for _ in range(times + 1):
+        begin = time.perf_counter()
+        store.ask(query, **asked)
+        took.append((time.perf_counter() - begin) * 1000)
+    median = float(np.median(took[1:]))
+    print(f"{query} {asked}: {median:.0f} ms")
+    return median
+
+
+def _coverage(cohorts: int) -> dict[str, float | None]:
+    """Of intervals over at least 60 effective patients, per event and per prediction: all kinds together, and the worst."""
+    promised = []
+    print("| records a patient | contributions | effective patients | cohorts | per event | per prediction |")
+    print("|---|---|---|---|---|---|")
+    for found in covered(cohorts):
+        least, most = found.effective
+        among = f"{least:.0f} to {most:.0f}" if np.isfinite(most) else f"{least:.0f} or more"
+        shares = f"{found.per_event:.3f} | {found.per_prediction:.3f}"
+        print(f"| {found.counts} | {found.effects} | {among} | {found.cohorts:,} | {shares} |")
+        if found.effective == EFFECTIVE[-1]:
+            promised.append((found.cohorts, found.per_event, found.per_prediction))
+    weight, *shares = np.array(promised).T
+    return {
+        "interval_coverage": float(np.average(np.mean(shares, axis=0), weights=weight)),
+        "interval_coverage_lowest": float(np.min(shares)),
+        "interval_coverage_highest": float(np.max(shares)),
+    }
 
 
 def _run(program: str, *arguments: object) -> dict[str, float]:

@@ -207,6 +207,7 @@ sums as (
     select p.feature_value_id, p.code,
         count(*) filter (p.n_a > 0) as n_patients_a, count(*) filter (p.n_b > 0) as n_patients_b,
         sum(p.n_a) as n_a, sum(p.n_b) as n_b, sum(p.n_a * p.n_a) as nn_a, sum(p.n_b * p.n_b) as nn_b,
+        sum(p.n_a * p.n_a * p.n_a) as nnn_a, sum(p.n_b * p.n_b * p.n_b) as nnn_b,
         sum(s_a) as s_a, sum(s_b) as s_b, sum(s_a * s_a) as s_aa, sum(s_b * s_b) as s_bb, sum(s_a * s_b) as s_ab,
         sum(s_a * r.r_a) as s_a_r_a, sum(s_b * r.r_b) as s_b_r_b, sum(s_a * r.r_b) as s_a_r_b, sum(s_b * r.r_a) as s_b_r_a
     from patients p join risks r using (subject_id) group by all
@@ -214,7 +215,8 @@ sums as (
 means as (select s.s_a / t.r_a as mean_a, s.s_b / t.r_b as mean_b, s.*, t.* rename (r_a as at_risk_a, r_b as at_risk_b)
     from sums s cross join at_risk t where s.n_a > 0 and s.n_b > 0)
 select (select run_id from this) as run_id, code, feature_value_id, n_patients_a, n_patients_b,
-    n_a * n_a / nn_a as effective_a, n_b * n_b / nn_b as effective_b, mean_a, mean_b,
+    n_a * n_a / nn_a as effective_a, n_b * n_b / nn_b as effective_b,
+    n_a * nn_a / nnn_a - 1 as degrees_a, n_b * nn_b / nnn_b - 1 as degrees_b, mean_a, mean_b,
     variance_of_ratio(mean_a, s_aa, s_a_r_a, r_aa, at_risk_a, patients_a) as variance_a,
     variance_of_ratio(mean_b, s_bb, s_b_r_b, r_bb, at_risk_b, patients_b) as variance_b,
     (s_ab - mean_b * s_a_r_b - mean_a * s_b_r_a + mean_a * mean_b * r_ab) / (at_risk_a * at_risk_b)

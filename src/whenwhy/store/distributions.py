@@ -14,10 +14,11 @@ _ERFC: Final = (
 
 
 def define_distributions(db: duckdb.DuckDBPyConnection) -> None:
-    """The scalar macros student_t_975(degrees) and student_t_tail(t, degrees) are there, for 29 degrees and more.
+    """The scalar macros student_t_975(degrees) and student_t_tail(t, degrees) are there.
 
-    The first is Cornish and Fisher's expansion, within 1e-6. The second, the probability of more than t, is Hill's
-    (Communications of the ACM 13, 1970, algorithm 395), within a relative 1e-6 wherever float64 holds it.
+    The first is Cornish and Fisher's expansion, within 1e-6 from 29 degrees on and within 5e-4 from 5 on. The second,
+    the probability of more than t, is Hill's (Communications of the ACM 13, 1970, algorithm 395), within a relative
+    1e-6 from 29 degrees on and within 1e-3 from 5 on, wherever float64 holds it.
 
     Example:
         >>> with duckdb.connect() as db:

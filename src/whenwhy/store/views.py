@@ -50,15 +50,20 @@ def define_estimates(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
             * patients / nullif(patients - 1, 0))"""
     )
     db.execute(
-        """create macro welch_degrees(one_variance, other_variance, one_effective, other_effective) as (
-            pow(one_variance + other_variance, 2) / (pow(one_variance, 2) / (one_effective - 1)
-                + pow(other_variance, 2) / (other_effective - 1)))"""
+        """create macro welch_degrees(one_variance, other_variance, one_degrees, other_degrees) as (
+            pow(one_variance + other_variance, 2)
+                / (pow(one_variance, 2) / one_degrees + pow(other_variance, 2) / other_degrees))"""
     )
     # The largest probability of a difference so far from 0, while the true one is at most `least`.
     db.execute(
         """create macro p_of_difference(difference, error, degrees, least_effect) as (
             student_t_tail((abs(difference) - least_effect) / error, degrees)
             + student_t_tail((abs(difference) + least_effect) / error, degrees))"""
+    )
+    # Hall's transformation of a quantile (Annals of Statistics 20, 1992), by sum(u^3) / sum(u^2)^1.5.
+    db.execute(
+        """create macro without_skewness(quantile, skewness) as (case when abs(skewness) < 1e-6 then quantile
+            else 3 / skewness * (cbrt(1 + skewness * (quantile - skewness / 6)) - 1) end)"""
     )
     db.execute(FEATURE_NAMES_VIEW)
     db.execute(f"create view estimates as {_estimated(_READY)}")
@@ -85,34 +90,59 @@ _READY: Final = """select c.* exclude (histogram, sum_gradient), e.n_predictions
 def _estimated(cells: str) -> str:
     """Cells with their two means, each with a 95 % interval over patients.
 
-    Per event: m = sum / n, variance (S_ss - 2 m S_sn + m^2 S_nn) / n^2 * P / (P - 1).
-    Per prediction at risk: mu = sum / N, variance (S_ss - 2 mu S_sN + mu^2 S_NN) / N^2 * P_R / (P_R - 1).
-    t with P_eff - 1 degrees of freedom, P_eff = n^2 / S_nn; no interval below 30 effective patients.
+    s, n: a patient's sum and count in the cell, N its predictions at risk; u = s - m n, v = s - mu N what is left of s.
+
+    - Per event: m = sum / n. Its variance is sum(u^2 (1 + 2 n_p / n)) / n^2: a patient of many events draws the mean to
+      itself, and what is left of its sum is too small (MacKinnon and White's HC3, 1985, for patients, to first order).
+    - Per prediction at risk: mu = sum / N, variance sum(v^2) / N^2 * P_R / (P_R - 1).
+
+    t with n S_nn / S_nnn - 1 degrees of freedom: the geometric mean of the effective numbers of patients behind a mean
+    (n^2 / S_nn) and behind its variance (S_nn^3 / S_nnn^2). Hall (1992) corrects the interval of a mean for skewness,
+    which few patients hardly tell; so each bound is the farther one, with his correction or without. Of predictions the
+    skewness is that with N as if the same for all. No interval below 30 effective patients.
     """
     return f"""
 with means as (
     select c.*, n.description, n.unit, n.bin, n.low, n.high,
-        c.n_events * c.n_events / c.s_nn as effective_patients,
+        c.n_events::double * c.n_events / c.s_nn as effective_patients,
+        coalesce(c.n_events * c.s_nn / c.s_nnn, c.n_events::double * c.n_events / c.s_nn) - 1 as degrees_of_freedom,
         c.sum / c.n_events as mean_per_event,
         c.sum / c.n_at_risk as mean_per_prediction,
-        c.sum_abs / c.n_at_risk as mean_abs_per_prediction
+        c.sum_abs / c.n_at_risk as mean_abs_per_prediction,
+        c.s_nn_at_risk / c.n_at_risk as usual_n_at_risk
     from ({cells}) c
     left join feature_names n on n.run_id = c.run_id and n.level = c.level and n.code = c.code
         and n.feature_value_id is not distinct from c.feature_value_id
 ),
+left_over as (
+    select *,
+        greatest(0, s_ss - 2 * mean_per_event * s_sn + mean_per_event * mean_per_event * s_nn) as u_squares,
+        greatest(0, s_ssn - 2 * mean_per_event * s_snn + mean_per_event * mean_per_event * s_nnn) as u_squares_by_n,
+        s_sss - 3 * mean_per_event * s_ssn + 3 * pow(mean_per_event, 2) * s_snn - pow(mean_per_event, 3) * s_nnn as u_cubes,
+        greatest(0, s_ss - 2 * mean_per_prediction * "s_s_N" + mean_per_prediction * mean_per_prediction * s_nn_at_risk)
+            as v_squares,
+        s_sss - usual_n_at_risk * (3 * mean_per_prediction * s_ss - 3 * pow(mean_per_prediction, 2) * "s_s_N"
+            + pow(mean_per_prediction, 3) * s_nn_at_risk) as v_cubes
+    from means
+),
 variances as (
     select *,
-        variance_of_ratio(mean_per_event, s_ss, s_sn, s_nn, n_events, n_patients) as variance_per_event,
-        variance_of_ratio(mean_per_prediction, s_ss, "s_s_N", s_nn_at_risk, n_at_risk, n_patients_at_risk)
+        case when n_patients > 1 then coalesce(u_squares + 2 * u_squares_by_n / n_events, u_squares * n_patients / (n_patients - 1))
+            / (n_events::double * n_events) end as variance_per_event,
+        u_cubes / nullif(pow(u_squares, 1.5), 0) as skewness_per_event,
+        v_squares / (n_at_risk::double * n_at_risk) * n_patients_at_risk / nullif(n_patients_at_risk - 1, 0)
             as variance_per_prediction,
-        case when effective_patients >= {FEWEST_EFFECTIVE_PATIENTS} then student_t_975(effective_patients - 1) end as t
-    from means
+        v_cubes / nullif(pow(v_squares, 1.5), 0) as skewness_per_prediction,
+        case when effective_patients >= {FEWEST_EFFECTIVE_PATIENTS} then student_t_975(degrees_of_freedom) end as t
+    from left_over
 )
-select * exclude (t, s_nn_at_risk),
-    mean_per_event - t * sqrt(variance_per_event) as mean_per_event_low,
-    mean_per_event + t * sqrt(variance_per_event) as mean_per_event_high,
-    mean_per_prediction - t * sqrt(variance_per_prediction) as mean_per_prediction_low,
-    mean_per_prediction + t * sqrt(variance_per_prediction) as mean_per_prediction_high
+select * exclude (t, s_nn_at_risk, usual_n_at_risk, u_squares, u_squares_by_n, u_cubes, v_squares, v_cubes),
+    mean_per_event - sqrt(variance_per_event) * greatest(t, without_skewness(t, skewness_per_event)) as mean_per_event_low,
+    mean_per_event - sqrt(variance_per_event) * least(-t, without_skewness(-t, skewness_per_event)) as mean_per_event_high,
+    mean_per_prediction - sqrt(variance_per_prediction) * greatest(t, without_skewness(t, skewness_per_prediction))
+        as mean_per_prediction_low,
+    mean_per_prediction - sqrt(variance_per_prediction) * least(-t, without_skewness(-t, skewness_per_prediction))
+        as mean_per_prediction_high
 from variances
 """
 
@@ -186,6 +216,7 @@ def _define_comparison(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
     sides = "class_a, class_b, stratum_a, stratum_b, cohort_a, cohort_b"
     ready = f"""select a.run_id, a.code, a.feature_value_id, a.n_patients as n_patients_a, b.n_patients as n_patients_b,
         a.effective_patients as effective_a, b.effective_patients as effective_b,
+        a.degrees_of_freedom as degrees_a, b.degrees_of_freedom as degrees_b,
         a.mean_per_prediction as mean_a, b.mean_per_prediction as mean_b,
         a.variance_per_prediction as variance_a, b.variance_per_prediction as variance_b,
         case when {{shared}} then -sqrt(a.variance_per_prediction) * sqrt(b.variance_per_prediction) else 0 end as covariance,
@@ -239,12 +270,12 @@ with pairs as (
 ),
 errors as (
     select p.*, case when p.effective >= {FEWEST_EFFECTIVE_PATIENTS} and p.variance > 0 then sqrt(p.variance) end as error,
-        case when p.interval_of = 'separate patients' then welch_degrees(p.variance_a, p.variance_b, p.effective_a, p.effective_b)
-            else p.effective - 1 end as degrees
+        case when p.interval_of = 'separate patients' then welch_degrees(p.variance_a, p.variance_b, p.degrees_a, p.degrees_b)
+            else least(p.degrees_a, p.degrees_b) end as degrees
     from pairs p
 ),
 tested as (
-    select e.* exclude (effective, variance, covariance, error, degrees),
+    select e.* exclude (effective, degrees_a, degrees_b, variance, covariance, error, degrees),
         e.difference - student_t_975(e.degrees) * e.error as difference_low,
         e.difference + student_t_975(e.degrees) * e.error as difference_high,
         p_of_difference(e.difference, e.error, e.degrees, minimum_effect::double) as p_value
@@ -266,8 +297,8 @@ def _define_disagreement(db: duckdb.DuckDBPyConnection) -> None:
     db.execute(
         f"""create macro disagreement_for(run, level, split, class, subgroups, min_patients) as table
         with side as (
-            select e.*, e.effective_patients as effective, e.variance_per_prediction as variance from estimates e
-            where e.run_id = {_RUN} and e.level = level and e.split = split and e.class = class
+            select e.*, e.effective_patients as effective, e.variance_per_prediction as variance, e.degrees_of_freedom as degrees
+            from estimates e where e.run_id = {_RUN} and e.level = level and e.split = split and e.class = class
                 and split_part(e.stratum, '=', 1) = subgroups and e.time_axis = '{BEFORE_PREDICTION}' and e.time_bin is null
                 and e.n_patients >= min_patients::integer
         ),
@@ -285,8 +316,8 @@ def _define_disagreement(db: duckdb.DuckDBPyConnection) -> None:
                     case when shares_patients(run, split, class, class, a.stratum, b.stratum)
                         then sqrt(a.variance) + sqrt(b.variance) else sqrt(a.variance + b.variance) end, 0) end as error,
                 case when shares_patients(run, split, class, class, a.stratum, b.stratum)
-                    then least(a.effective, b.effective) - 1
-                    else welch_degrees(a.variance, b.variance, a.effective, b.effective) end as degrees
+                    then least(a.degrees, b.degrees)
+                    else welch_degrees(a.variance, b.variance, a.degrees, b.degrees) end as degrees
             from side a join side b
                 on b.code = a.code and b.feature_value_id is not distinct from a.feature_value_id and b.stratum > a.stratum
         ),
