@@ -69,8 +69,9 @@ CONTRACT = {
         "low": "DOUBLE",
         "high": "DOUBLE",
         "n_train": "BIGINT",
-        "parents": "VARCHAR[]",
+        **dict.fromkeys(("parents", "groups"), "VARCHAR[]"),
     },
+    "code_groups": dict.fromkeys(("run_id", "code", "parent", "description"), "VARCHAR"),
     "cells": {
         **dict.fromkeys(("run_id", "target", "split", "class", "stratum", "level", "code", "time_axis"), "VARCHAR"),
         **dict.fromkeys(("feature_value_id", "time_bin"), "INTEGER"),
@@ -636,7 +637,9 @@ def test_a_store_of_a_newer_format_is_one_sentence(copied: Path) -> None:
 def test_a_viewer_has_no_table_of_patients(viewer: Store) -> None:
     """Neither rows nor predictions nor attributions, by no name, nor a subject's id in any column."""
     tables = {row["name"] for row in viewer.sql("show tables").to_pylist()}
-    assert tables == {"axes", "feature_names", "partitions", "cells", "exposure", "feature_values", "runs", "estimates"}
+    assert tables == {
+        "axes", "code_groups", "feature_names", "partitions", "cells", "exposure", "feature_values", "runs", "estimates",
+    }  # fmt: skip
     for table in PRIVATE:
         for name in (table, f"rows.main.{table}"):
             with pytest.raises(UserError, match="does not exist"):

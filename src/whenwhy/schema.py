@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 #: The feature value that stands for everything a step does not record.
 EVERYTHING_ABSENT: Final = 0
@@ -79,7 +79,17 @@ FEATURE_VALUES: Final = pa.schema(
         ("high", pa.float64()),
         ("n_train", pa.int64()),  # events of training patients
         ("n_train_patients", pa.int64()),
-        ("parents", pa.list_(pa.string())),
+        ("parents", pa.list_(pa.string())),  # those directly above the code, as the data set tells
+        ("groups", pa.list_(pa.string())),  # all above it, nearest first; and the code itself where others lie below it
+    ]
+)
+
+#: The hierarchy: one row a code or group, and a group directly above it.
+CODE_GROUPS: Final = pa.schema(
+    [
+        ("code", pa.string()),
+        ("parent", pa.string()),  # null: nothing lies above
+        ("description", pa.string()),  # of the code
     ]
 )
 

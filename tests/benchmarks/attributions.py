@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from whenwhy.attribution.attribute_shards import AttributeSettings
 from whenwhy.attribution.attribution_directory import ABOUT, PREDICTION_ROWS, ROWS, first_prediction_id
+from whenwhy.events.sequence_directory import CODE_GROUPS as HIERARCHY
 from whenwhy.events.sequence_directory import VOCABULARY, shard_names
-from whenwhy.schema import ATTRIBUTIONS, FEATURE_VALUES, PREDICTIONS, RECORDED, on_grid
+from whenwhy.schema import ATTRIBUTIONS, CODE_GROUPS, FEATURE_VALUES, PREDICTIONS, RECORDED, on_grid
 from whenwhy.shards import StageDirectory
 
 ROWS_A_SHARD, ROWS_A_PATIENT = 1_000_000, 200
@@ -39,7 +40,7 @@ def write_attributions(out: Path, rows: int, seed: int = 1) -> StageDirectory:
         code_version="benchmark",
     )
     told = {"vocabulary_sha256": "1" * 64, "outcome": "made up", "model_sha256": "2" * 64, "quality": {"folds": []}}
-    stage.publish(ABOUT, {VOCABULARY: vocabulary}, told)
+    stage.publish(ABOUT, {VOCABULARY: vocabulary, HIERARCHY: _hierarchy()}, told)
     for number, name in enumerate(shards):
         if not stage.has(name):
             files = _shard(np.random.default_rng([seed, number]), name, number, min(rows, ROWS_A_SHARD), shares)
@@ -52,7 +53,14 @@ def _vocabulary(shares: np.ndarray, rows: int) -> pa.Table:
     """Feature value 0 is everything absent, as in a real table; codes are of three groups."""
     made = [
         dict.fromkeys(FEATURE_VALUES.names)
-        | {"feature_value_id": 0, "code": "(everything absent)", "kind": RECORDED, "parents": [], "n_train": 0}
+        | {
+            "feature_value_id": 0,
+            "code": "(everything absent)",
+            "kind": RECORDED,
+            "parents": [],
+            "groups": [],
+            "n_train": 0,
+        }
     ]
     for at, share in enumerate(shares):
         code, value = divmod(at, VALUES)
@@ -61,9 +69,18 @@ def _vocabulary(shares: np.ndarray, rows: int) -> pa.Table:
                 "feature_value_id": at + 1, "code": f"code-{code:05d}", "kind": RECORDED, "description": f"the code {code}",
                 "unit": "1", "bin": value, "low": float(value), "high": float(value + 1), "n_train": int(share * rows),
                 "n_train_patients": int(share * rows), "parents": [f"group-{code % 3}"],
+                "groups": [f"group-{code % 3}"],
             }
         )  # fmt: skip
     return pa.Table.from_pylist(made, schema=FEATURE_VALUES)
+
+
+def _hierarchy() -> pa.Table:
+    edges = [(f"code-{code:05d}", f"group-{code % 3}") for code in range(CODES)]
+    edges += [(f"group-{number}", None) for number in range(3)]
+    return pa.Table.from_pylist(
+        [{"code": code, "parent": parent, "description": None} for code, parent in edges], schema=CODE_GROUPS
+    )
 
 
 def _shard(random: np.random.Generator, name: str, number: int, rows: int, shares: np.ndarray) -> dict[str, pa.Table]:

@@ -110,6 +110,7 @@ def _intervals(s: np.ndarray, n: np.ndarray) -> list[np.ndarray]:
         db.execute("create table exposure as from given_exposure")
         db.execute("create table feature_values as select 'r' as run_id, * from given_values")
         db.execute("create table runs as from given_runs")
+        db.execute("create table code_groups (run_id varchar, code varchar, description varchar)")
         db.execute("create table partitions (run_id varchar, split varchar, kind varchar, patients_recur boolean)")
         define_estimates(db, with_rows=False)
         found = db.sql(

@@ -63,6 +63,7 @@ class RunReplica:
         stage = StageDirectory.open(path, "attribute")
         self.run_id, self.axes = stage.run_id, axes
         self.vocabulary = {row["feature_value_id"]: row for row in stage.read("about", "feature_values").to_pylist()}
+        self.hierarchy = stage.read("about", "code_groups").to_pylist()
         self.predictions: dict[int, Row] = {}
         self.rows: list[Row] = []
         self.places: list[Row] = []  # of a run that tells absence: a step's, or the static values', gradient
@@ -193,12 +194,21 @@ class RunReplica:
         }
 
     def _features(self, feature_value_id: int) -> Iterator[tuple[str, int | None, str]]:
-        """The value itself, its code, and each of its code's groups."""
+        """The value itself, its code, and each group that holds the code."""
         word = self.vocabulary[feature_value_id]
         yield "value", feature_value_id, word["code"]
         yield "code", None, word["code"]
-        for group in word["parents"]:
+        for group in self.groups_of(word["code"]):
             yield "group", None, group
+
+    def groups_of(self, code: str) -> set[str]:
+        """All that the hierarchy has above a code, one step up at a time; the code too if it is above another."""
+        found = {code} if any(edge["parent"] == code for edge in self.hierarchy) else set()
+        below = {code}
+        while below:
+            below = {edge["parent"] for edge in self.hierarchy if edge["code"] in below} - {None} - (found - {code})
+            found |= below
+        return found
 
     def _cell(self, key: CellKey, patients: dict[int, list[int]], at_risk: dict[ExposureKey, dict[int, int]]) -> Row:
         risk = at_risk[(*key[:4], *key[-2:])]
@@ -264,6 +274,7 @@ def remade(
     predictions: Callable[[pa.Table], pa.Table] = lambda table: table,
     gradients: Callable[[pa.Table], pa.Table] = lambda table: table,
     vocabulary: Callable[[pa.Table], pa.Table] = lambda table: table,
+    hierarchy: Callable[[pa.Table], pa.Table] = lambda table: table,
     about: Row | None = None,
     shards: Callable[[list[str]], list[str]] = lambda names: names,
     settings: Row | None = None,
@@ -281,7 +292,10 @@ def remade(
     )
     new.publish(
         "about",
-        {"feature_values": vocabulary(old.read("about", "feature_values"))},
+        {
+            "feature_values": vocabulary(old.read("about", "feature_values")),
+            "code_groups": hierarchy(old.read("about", "code_groups")),
+        },
         old.entry("about").summary | (about or {}),
     )
     for beside in old.manifest["besides"][1:]:

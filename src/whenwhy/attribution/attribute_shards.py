@@ -126,7 +126,7 @@ def attribute_shards(
             report.summary |= residuals_told(stage)
     if not stage.has(ABOUT):  # a model that was trained elsewhere is measured by the predictions just made
         quality = measured_here(stage, about["foreign"]["classes"])
-        stage.publish(ABOUT, {VOCABULARY: of.sequences.read(VOCABULARY, VOCABULARY)}, about | {"quality": quality})
+        stage.publish(ABOUT, _vocabulary_of(of.sequences), about | {"quality": quality})
     return stage
 
 
@@ -190,9 +190,8 @@ def begun(sequences_path: Path, model: Path | ForeignSource, out: Path, settings
     for number, generation in enumerate(sequences.generations, start=1):
         if number > len(stage.generations):
             stage = stage.extended(number, generation["inputs"], generation["shards"])
-    vocabulary = {VOCABULARY: sequences.read(VOCABULARY, VOCABULARY)}
     if "quality" in about and not stage.has(ABOUT):
-        stage.publish(ABOUT, vocabulary, about)
+        stage.publish(ABOUT, _vocabulary_of(sequences), about)
     if settings.needs_population and not stage.has(POPULATION):
         stage.publish(POPULATION, population_tables(sequences))
     if method.fit and not stage.has(FITTED):
@@ -259,6 +258,11 @@ def shard_files(
     )
     files = {ROWS: rows, PREDICTION_ROWS: predictions}
     return files if gradients is None else files | {GRADIENT_ROWS: gradients}, summary
+
+
+def _vocabulary_of(sequences: StageDirectory) -> dict[str, pa.Table]:
+    """Feature values, and the hierarchy of their codes."""
+    return {name: sequences.read(VOCABULARY, name) for name in sequences.entry(VOCABULARY).files}
 
 
 def _loaded(model: Path | str | ForeignSource, sequences: StageDirectory, device: torch.device) -> SequenceModel:

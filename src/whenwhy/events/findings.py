@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from whenwhy.errors import UserError
 
-#: What may be wrong with rows, and what is done about it. Work goes on in spite of the last three.
+#: What may be wrong with rows, and what is done about it. Work goes on in spite of the last four.
 INCOMPLETE = "rows without subject_id or code"
 OUT_OF_ORDER = "rows out of time order within their subject"
 SCATTERED = "subjects whose rows are not together"
@@ -15,6 +15,7 @@ IN_SEVERAL_FILES = "subjects that are in another file too"
 REPEATED = "rows that repeat another's subject, time, code and number"
 UNDESCRIBED = "rows with codes that codes.parquet does not describe"
 NOT_FINITE = "numbers that are NaN or infinite, read as no number"
+RINGS = "parents of codes that lie below these same codes, or are the codes themselves, left out"
 
 #: MEDS 0.4 forbids these: prepare refuses them unless it may repair.
 REFUSED = (INCOMPLETE, OUT_OF_ORDER, SCATTERED, IN_SEVERAL_FILES)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whenwhy.errors import UserError
-from whenwhy.events.findings import Finding, require_sound
+from whenwhy.events.code_groups import without_cycles
+from whenwhy.events.findings import RINGS, Finding, found, require_sound
 from whenwhy.events.parquet_files import converted, parquet_files, read_columns, read_schema
 from whenwhy.manifests import canonical
 from whenwhy.schema import HELD_OUT, SPLITS, TRAIN, TUNING
@@ -48,7 +49,8 @@ class MedsDataset:
 
     Attributes:
         files: the Parquet files below data/, in order of their names.
-        codes: columns code, description, unit, parents; None where the data set has no codes.parquet.
+        codes: columns code, description, unit, parents (none below its own code); None where the data set has no
+            codes.parquet.
         splits: columns subject_id, split; None where the data set has none.
         findings: what is wrong with types and layout.
         mended: whether `files` are a copy that lies elsewhere, in which each row names its source.
@@ -100,6 +102,10 @@ def open_meds(path: Path) -> MedsDataset:
     if not (path / meds.dataset_metadata_filepath).exists():
         findings.append(Finding(str(meds.dataset_metadata_filepath), "is missing, though MEDS 0.4 asks for it"))
     codes, splits = _read_codes(path / meds.code_metadata_filepath), _read_splits(path / meds.subject_splits_filepath)
+    if codes is not None:
+        codes, rings = without_cycles(codes)
+        if rings:
+            findings.append(found(str(meds.code_metadata_filepath), RINGS, len(rings)))
     return MedsDataset(path, files, codes, splits, tuple(findings))
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from whenwhy.engine import Workers, kept_pool, run
 from whenwhy.errors import UserError
+from whenwhy.events.code_groups import with_groups
 from whenwhy.events.cohort import Cohort
 from whenwhy.events.derived_features import with_derived
 from whenwhy.events.feature_values import AGE, ANY_NUMBER, FittingNotes, Row, Vocabulary, as_table, folded
@@ -35,6 +36,7 @@ from whenwhy.events.records import PatientEvents, records_of
 from whenwhy.events.repair import repaired
 from whenwhy.events.scanned import scanned
 from whenwhy.events.sequence_directory import (
+    CODE_GROUPS,
     LAYOUT,
     LAYOUT_FILE,
     NOTES_FILE,
@@ -292,11 +294,13 @@ class Preparation:
             patients, code_patients = self._gather(rows, 0)
             kept, place = folded(rows, patients, code_patients, self.settings.rare_below, self.notes)
         final, layout = with_derived(kept, self.settings.derived, str(where), self.notes.spread)
+        final, hierarchy = with_groups(final, codes)
         for row in final:
             row["bin"] = None if row["bin"] == ANY_NUMBER else row["bin"]
         return {
             PROVISIONAL_FILE: as_table(rows),
             VOCABULARY: as_table(final),
+            CODE_GROUPS: hierarchy,
             PLACE_FILE: _bytes_of(lambda file: np.save(file, place)),
             LAYOUT_FILE: _bytes_of(layout.save),
             NOTES_FILE: json.dumps(self.notes.__dict__ | {"anchor": self.anchor}, sort_keys=True).encode(),
@@ -371,7 +375,8 @@ class Preparation:
         if not stage.has(VOCABULARY):
             for name, counts in zip(COUNTED[:2], totals, strict=False):
                 table = table.set_column(table.column_names.index(name), name, pa.array(counts))
-            stage.publish(VOCABULARY, {VOCABULARY: table.cast(FEATURE_VALUES)})
+            hierarchy = stage.read(LAYOUT, CODE_GROUPS)
+            stage.publish(VOCABULARY, {VOCABULARY: table.cast(FEATURE_VALUES), CODE_GROUPS: hierarchy})
         # Of other classes than yes and no, none is the positive one.
         yes_no = set(pc.unique(self.cohort.predictions["label"]).to_pylist()) <= {"true", "false"}
         self.report["undated"] = [

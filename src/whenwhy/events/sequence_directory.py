@@ -11,6 +11,7 @@ from whenwhy.events.derived_features import Layout
 from whenwhy.shards import StageDirectory
 
 VOCABULARY = "feature_values"  # the entry, and the table in it
+CODE_GROUPS = "code_groups"  # beside it: the hierarchy of its codes
 TABLE = "sequences"  # a shard's records
 LAYOUT = "layout"  # the entry that says how events become ids: of the first generation, for all
 REPORT = "report"  # the entry that says what was found in the data

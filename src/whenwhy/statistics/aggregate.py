@@ -26,7 +26,7 @@ from whenwhy.attribution.attribution_directory import ABOUT, GRADIENT_ROWS, PRED
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.events.out_of_core import connect, literal, within
-from whenwhy.events.sequence_directory import VOCABULARY, shard_place
+from whenwhy.events.sequence_directory import CODE_GROUPS, VOCABULARY, shard_place
 from whenwhy.locations import location, named, replace, require_local
 from whenwhy.manifests import canonical, sealed
 from whenwhy.schema import EVERYTHING_ABSENT, RECORDED
@@ -193,8 +193,13 @@ def vocabulary_of(runs: Sequence[StageDirectory]) -> pa.Table:
     """The feature values that all runs share (`schema.FEATURE_VALUES`).
 
     Raises:
-        UserError: they were made from different ones, whose ids cannot be compared.
+        UserError: they were made from different ones, whose ids cannot be compared, or by an older whenwhy.
     """
+    for run in runs:
+        if CODE_GROUPS not in run.entry(ABOUT).files:
+            raise UserError(
+                f"{run.path} was made by an older whenwhy: run `whenwhy prepare`, and what follows it, into new directories."
+            )
     if len({run.entry(ABOUT).summary["vocabulary_sha256"] for run in runs}) > 1:
         raise UserError("The attributions are of different feature values: aggregate each into a store of its own.")
     table: pa.Table = runs[0].read(ABOUT, VOCABULARY)
@@ -235,9 +240,9 @@ def recorded_codes(vocabulary: pa.Table) -> pa.Table:
 
 def features_of(vocabulary: pa.Table) -> dict[str, pa.Table]:
     """Level (code, group) -> feature_value_id, code: which feature values belong to which code, or code group."""
-    ids, parents = vocabulary["feature_value_id"], vocabulary["parents"].combine_chunks()
-    groups = {"feature_value_id": ids.take(pc.list_parent_indices(parents)), "code": pc.list_flatten(parents)}
-    return {CODE: pa.table({"feature_value_id": ids, "code": vocabulary["code"]}), GROUP: pa.table(groups)}
+    ids, groups = vocabulary["feature_value_id"], vocabulary["groups"].combine_chunks()
+    grouped = {"feature_value_id": ids.take(pc.list_parent_indices(groups)), "code": pc.list_flatten(groups)}
+    return {CODE: pa.table({"feature_value_id": ids, "code": vocabulary["code"]}), GROUP: pa.table(grouped)}
 
 
 def exposure_of(

@@ -110,7 +110,7 @@ def _undated_codes(more: str) -> str:
             r.n_events as n, r.sum_abs as s_abs, null::double as s_sq
         from prediction_codes r join people p using (prediction_id)
         join (select code_number, ' || case level when 'group' then
-            'unnest((select any_value(f.parents) from feature_values f where f.code = codes.code)) as code' else 'code' end
+            'unnest((select any_value(f."groups") from feature_values f where f.code = codes.code)) as code' else 'code' end
             || ' from codes) c using (code_number) where r.run_id = (select run_id from this)'
             || case when feature is null then '' else ' and c.code = ' || quoted(feature) end"""
 
@@ -121,7 +121,7 @@ def _rows(more: str, time_bin: str) -> str:
             || ' as feature_value_id, f.code, ' || {time_bin} || ' as time_bin, r.attribution::double as s, 1 as n,
             abs(r.attribution::double) as s_abs, r.attribution::double * r.attribution as s_sq
         from rows r join people p using (prediction_id)
-        join (select feature_value_id, ' || case level when 'group' then 'unnest(parents)' else 'code' end
+        join (select feature_value_id, ' || case level when 'group' then 'unnest("groups")' else 'code' end
             || ' as code from feature_values where run_id = (select run_id from this)) f using (feature_value_id)
         cross join axis x where r.run_id = (select run_id from this)'
             || case when feature is null then '' else ' and f.code = ' || quoted(feature) end"""

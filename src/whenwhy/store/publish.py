@@ -38,6 +38,7 @@ from whenwhy.attribution.run_summary import residual_summary
 from whenwhy.engine import Progress
 from whenwhy.errors import UserError
 from whenwhy.events.out_of_core import literal, within
+from whenwhy.events.sequence_directory import CODE_GROUPS
 from whenwhy.locations import named
 from whenwhy.manifests import canonical, sealed, unsealed
 from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
@@ -165,6 +166,8 @@ def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memo
             """create table codes as
             select (row_number() over (order by code) - 1)::integer as code_number, code from (select distinct code from vocabulary)"""
         )
+        db.register("hierarchy", runs[0].read(ABOUT, CODE_GROUPS))
+        db.execute("create table code_groups as select n.run_id, h.* from names n, hierarchy h order by all")
         for table in (CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS):
             cells.insert_into(db, table, table)
         _build_predictions(db, runs)
@@ -301,6 +304,8 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
             from shown s order by run_id, feature_value_id"""
         )
         db.execute("use shareable")
+        # Names alone: the codes of feature_values are all there, and their groups follow from them.
+        db.execute("create table code_groups as select * from rows.code_groups")
         db.execute("create table axes as select * from rows.axes")
         db.execute("create table partitions as select * from rows.partitions")
         define_estimates(db, with_rows=False)
@@ -313,7 +318,7 @@ def _find_shown_cells(db: duckdb.DuckDBPyConnection, exposure: pa.Table) -> None
     """Temporary table shown_cells: the places of the cells that may be shown, found part by part."""
     db.execute("create temp table shown_cells (place bigint)")
     parents = db.sql(
-        """select c.code, any_value(f.parents) as parents, c.n::bigint as n from (select code, count(*) as n from cells group by 1) c
+        """select c.code, any_value(f.groups) as parents, c.n::bigint as n from (select code, count(*) as n from cells group by 1) c
         left join feature_values f on f.code = c.code group by c.code, c.n order by c.code"""
     ).to_arrow_table()
     if not parents.num_rows:

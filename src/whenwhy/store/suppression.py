@@ -8,7 +8,7 @@ A margin that is hidden has a hidden cell in each of its lines, or it would foll
 Patients recur from cell to cell, so how many different ones hidden cells hold is bounded from below: by the
 largest cell, and by the margin less all that is shown.
 
-The lines are those of time (on every axis), classes, strata, values of a code, codes of a group, and codes that
+The lines are those of time (on every axis), classes, strata, values of a code, codes and groups of a group, and codes that
 exclude one another (SEX//F and SEX//M). One more comes of what is derived: who was rightly predicted "true" is who
 is "true" and was predicted so, and who was wrongly predicted is who was predicted any other class.
 """
@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from whenwhy.schema import MIN_PATIENTS
 from whenwhy.statistics.cohorts import ALL, CORRECT, PREDICTED
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
+from whenwhy.store.group_lines import group_lines
 
 #: What tells one cell or count from another.
 EXPOSURE_KEYS = ["run_id", "target", "split", "class", "stratum", "time_axis", "time_bin"]
@@ -61,10 +62,7 @@ def shown_cells(cells: pa.Table, exposure: pa.Table, parents: pa.Table, threshol
         lines.add(dated, keys.find(keys.packed(time_bin=0, time_axis=books.main_axis)))
     _add_cohort_lines(lines, keys, books)
     lines.add(keys["level"] == _VALUE, keys.find(keys.packed(level=_CODE, feature_value_id=0)))
-    group_of, n_groups = _groups(cells, parents)
-    for number in range(n_groups):
-        group = group_of[keys["code"], number]
-        lines.add((keys["level"] == _CODE) & (group >= 0), keys.find(keys.packed(level=_GROUP, code=group)))
+    lines.add_apart(*_of_groups(cells, parents, keys))
     lines.add_without_margin(*_siblings(cells, keys, of_exposure))
     return ~lines.hidden(threshold)
 
@@ -209,17 +207,28 @@ def _codes(cells: pa.Table) -> pa.Array:
     return pc.unique(pc.unique(cells["code"]).cast(pa.string())).sort()
 
 
-def _groups(cells: pa.Table, parents: pa.Table) -> tuple[np.ndarray, int]:
-    """The groups of each code [code, group], -1 for no more, and the most that a code has."""
+def _of_groups(cells: pa.Table, parents: pa.Table, keys: _Keys) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells of codes and groups, the cell of the group that each adds up to (-1: none), and a number for each sum."""
     codes = _codes(cells).to_pylist()
     number = {code: at for at, code in enumerate(codes)}
-    of = {row["code"]: [number[g] for g in row["parents"] or [] if g in number] for row in parents.to_pylist()}
-    most = max((len(of.get(code, [])) for code in codes), default=0)
-    table = np.full((len(codes), most), -1, dtype=np.int64)
-    for at, code in enumerate(codes):
-        groups = of.get(code, [])
-        table[at, : len(groups)] = groups
-    return table, most
+    groups = {row["code"]: row["parents"] or [] for row in parents.to_pylist() if row["code"] in number}
+    size = len(codes) + 1  # the last number stands for names that no cell has
+    members = [
+        (level * size + number.get(name, size - 1), number.get(one.group, size - 1), line)
+        for line, one in enumerate(group_lines(groups))
+        for level, names in ((_GROUP, one.subgroups), (_CODE, one.codes))
+        for name in names
+    ]
+    feature, group, line = np.array(members, dtype=np.int64).reshape(-1, 3).T
+    # The cells of each member, of all times and cohorts.
+    of_cell = keys["level"] * size + keys["code"]
+    order = np.argsort(of_cell, kind="stable")
+    first, last = (np.searchsorted(of_cell[order], feature, side=side) for side in ("left", "right"))
+    count = last - first
+    child = order[np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())]
+    first_group, second_group = keys.packed(level=_GROUP, code=0)[child], keys.packed(level=_GROUP, code=1)[child]
+    margin = keys.find(first_group + (second_group - first_group) * np.repeat(group, count))
+    return child, margin, np.repeat(line, count)
 
 
 def _siblings(cells: pa.Table, keys: _Keys, of_exposure: _Keys) -> tuple[np.ndarray, np.ndarray]:
@@ -272,6 +281,13 @@ class _Lines:
         child = np.flatnonzero(children & (parent >= 0))
         margin, line = np.unique(parent[child], return_inverse=True)
         self._take(child, margin[line], line, len(margin))
+
+    def add_apart(self, child: np.ndarray, parent: np.ndarray, line: np.ndarray) -> None:
+        """Lines of which a cell may be in several, told apart by a number besides their margins."""
+        there = parent >= 0
+        child, parent = child[there], parent[there]
+        sums, line = np.unique(line[there] * len(self.few) + parent, return_inverse=True)
+        self._take(child, parent, line, len(sums))
 
     def add_without_margin(self, child: np.ndarray, line: np.ndarray) -> None:
         """Lines whose margin is no cell, and always known."""

@@ -29,6 +29,8 @@ create view feature_names as
 select run_id, 'value' as level, code, feature_value_id, description, unit, bin, low, high from feature_values
 union all
 select run_id, 'code', code, null, min(description), min(unit), null, null, null from feature_values group by all
+union all
+select run_id, 'group', code, null, min(description), null, null, null, null from code_groups group by all
 """
 
 #: The run that is meant where none is named.
