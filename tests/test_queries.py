@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -753,6 +754,33 @@ def runs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def patient(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prediction by prediction, row by row."""
+    words = {word["feature_value_id"]: word for word in truth.words.to_dict("records")}
+    of_patient = truth.predictions[truth.predictions["subject_id"] == asked["subject_id"]]
+    found = []
+    for told in of_patient.sort_values(["prediction_time", "prediction_id"], ascending=False).to_dict("records"):
+        names = ("target", "label", "predicted", "split", "score", "baseline_score", "probability")
+        prediction = {"prediction_time": told["prediction_time"]} | {name: told[name] for name in names}
+        rows = truth.rows[truth.rows["prediction_id"] == told["prediction_id"]].to_dict("records")
+        values = []
+        for row in rows or [dict.fromkeys(("step", "minutes", "feature_value_id", "numeric_value", "attribution"))]:
+            dated, word = not pd.isna(row["minutes"]), words.get(row["feature_value_id"], {})
+            when = told["prediction_time"] - timedelta(minutes=row["minutes"]) if dated else None
+            place = {
+                "step": int(row["step"]) if dated else None, "time": when,
+                "hours_before": row["minutes"] / 60 if dated else None,
+            }  # fmt: skip
+            value = {name: word.get(name) for name in ("code", "description", "unit")}
+            value |= {name: row[name] for name in ("numeric_value", "feature_value_id")}
+            value |= {name: word.get(name) for name in ("low", "high")} | {"contribution": row["attribution"]}
+            order = (not dated, -(place["step"] or 0), row["minutes"] if dated else 0, row["feature_value_id"])
+            number = row["numeric_value"]
+            values.append(((*order, (number is None or math.isnan(number), number), row["attribution"]), place | value))
+        found += [prediction | value for _, value in sorted(values, key=lambda one: one[0])]
+    return found
+
+
 #: The registry: each query, its brute force, and what it is asked. A query without an entry fails below.
 WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]], list[dict[str, Any]]]] = {
     "top_features": (
@@ -930,6 +958,8 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
     "time_axes": (time_axes, [{}, {"split": TRAIN}]),
     "cohorts": (cohorts, [{}]),
     "runs": (runs, [{}]),
+    # A patient of three predictions, and one without any event.
+    "patient": (patient, [{"subject_id": 3}, {"subject_id": 42}, {"subject_id": 2}]),
 }
 #: Queries of stores that need what the small run lacks, worked in a file of their own.
 ELSEWHERE = {"absence": "test_absence.py", "drift": "test_queries.py", "method_agreement": "test_queries.py"}
@@ -1229,6 +1259,20 @@ def test_a_cohort_in_plain_duckdb(small_store: Store, tmp_path: Path) -> None:
         db.execute(named_queries()["top_features"].sql)
         found = db.sql("from top_features(cohort := 'subject_id % 3 <> 1')").to_arrow_table()
     assert found.equals(small_store.ask("top_features", cohort="subject_id % 3 <> 1"))
+
+
+def test_a_prediction_without_any_value_is_a_row(small_store: Store, tmp_path: Path) -> None:
+    """Of a patient whose other predictions have some."""
+    shutil.copy(small_store.version / "rows.duckdb", tmp_path)
+    with duckdb.connect(str(tmp_path / "rows.duckdb")) as db:
+        db.execute(named_queries()["patient"].sql)
+        ids = [n for (n,) in db.execute("select prediction_id from predictions where subject_id = 42").fetchall()]
+        before = db.execute("select count(*) from rows where prediction_id = ?", ids[:1]).fetchall()[0][0]
+        every = db.sql("from patient(42)").to_arrow_table().num_rows
+        db.execute("delete from rows_by_prediction where prediction_id = ?", ids[:1])
+        found = db.sql("from patient(42)").to_arrow_table()
+    assert found.num_rows == every - before + 1
+    assert found["code"].null_count == 1
 
 
 def test_time_since_a_code_of_a_cohort_equals_its_cells(small_run: SmallRun, tmp_path: Path) -> None:

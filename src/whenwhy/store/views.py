@@ -14,13 +14,14 @@ from whenwhy.store.distributions import define_distributions
 #: No interval where fewer patients than this, in effect, stand behind a mean.
 FEWEST_EFFECTIVE_PATIENTS: Final = 30
 
-#: The compact rows with patient, times in hours, and target.
+#: The compact rows with patient, times in hours, and target. One patient is what people ask of it: DuckDB passes over
+#: the row groups of other predictions, so it reads the order in which a patient lies together.
 ATTRIBUTIONS_VIEW: Final = """
 create view attributions as
 select r.run_id, p.subject_id, p.prediction_time, p.target, r.step,
     p.prediction_time - to_minutes(r.minutes) as time, r.minutes / 60.0::double as hours_before,
     r.feature_value_id, r.numeric_value, r.attribution, r.spread
-from rows r join predictions p using (run_id, prediction_id)
+from rows_by_prediction r join predictions p using (run_id, prediction_id)
 """
 
 #: What a feature of any level is called.
