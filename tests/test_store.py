@@ -611,13 +611,15 @@ def test_what_is_no_store_is_one_sentence(tmp_path: Path, copied: Path) -> None:
 
 
 def test_a_viewer_needs_the_shareable_file_alone(copied: Path) -> None:
-    """Where the rows were taken away viewers are answered, analysts told."""
+    """Where the rows were taken away viewers are answered, so is who says nothing, and analysts are told."""
     (current_version(copied) / ROWS_FILE).unlink()
     with pytest.raises(UserError, match=r"rows\.duckdb cannot be read"):
-        open_store(copied)
-    viewer = open_store(copied, "viewer")
-    assert viewer.ask("top_features").num_rows > 0
-    viewer.close()
+        open_store(copied, "analyst")
+    for role in ("viewer", None):
+        viewer = open_store(copied, role)
+        assert viewer.role == "viewer"
+        assert viewer.ask("top_features").num_rows > 0
+        viewer.close()
 
 
 def test_a_store_of_a_newer_format_is_one_sentence(copied: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from whenwhy.errors import UserError
 from whenwhy.events.prepare_report import prepared_notes
@@ -41,7 +40,9 @@ def information(what: str) -> list[str]:
     if is_remote(path):
         return _stage(StageDirectory.open(path))
     if (path / "CURRENT").exists():
-        return _store(path)
+        from whenwhy.store.contents import store_lines
+
+        return store_lines(path)
     if (path / "metadata" / "dataset.json").exists():
         return _meds(path)
     if not path.exists():
@@ -74,27 +75,6 @@ def _stage(stage: StageDirectory) -> list[str]:
     return lines
 
 
-def _store(path: Path) -> list[str]:
-    from whenwhy.store import open_store
-
-    store = open_store(path)
-    lines = [f"{path}: a store, published version {store.version.name}"]
-    tables = store.sql(
-        "select table_name from information_schema.tables where table_schema = 'main' order by 1"
-    ).column(0)
-    for (name,) in ((name,) for name in tables.to_pylist()):
-        count = store.sql(f'select count(*) from "{name}"').column(0).to_pylist()[0]
-        columns = store.sql(f'select * from "{name}" limit 0').column_names
-        lines.append(f"{name}: {count:,} rows; {', '.join(columns)}")
-    lines += [
-        f"run {run['run_id']}: {run['method']} from the {run['baseline']} baseline, {run['n_predictions']:,} predictions of "
-        f"'{run['outcome']}'; {_summed(run)}"
-        for run in store.sql("select * from runs order by run_id").to_pylist()
-    ]
-    store.close()
-    return lines
-
-
 def _facts(method: Method) -> str:
     """Family, what must run first, and the options with their defaults."""
     options = ", ".join(f"{name}={value}" for name, value in method.options.items())
@@ -104,17 +84,6 @@ def _facts(method: Method) -> str:
         *([f"options: {options}"] if options else []),
     ]
     return "; ".join(facts)
-
-
-def _summed(run: Mapping[str, Any]) -> str:
-    if run["residual_maximum"] is None:
-        from whenwhy.attribution.registry import MEASURES
-
-        return f"a number tells {MEASURES[run['measures']]}"
-    return (
-        f"largest residual {run['residual_maximum']:.1e}, tolerance {run['tolerance']:.0e}, "
-        f"{run['n_over_tolerance']:,} over it"
-    )
 
 
 def _meds(path: Path) -> list[str]:

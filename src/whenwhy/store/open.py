@@ -57,11 +57,12 @@ class Store:
     """
 
     def __init__(
-        self, path: Path, role: Role = "analyst", memory_limit: str = "2GB", seconds: float | None = None
+        self, path: Path, role: Role | None = None, memory_limit: str = "2GB", seconds: float | None = None
     ) -> None:
-        self.path, self.role, self.seconds = path, role, seconds
+        self.path, self.seconds = path, seconds
         self.version = current_version(path)
-        file = self.version / (ROWS_FILE if role == "analyst" else SHAREABLE_FILE)
+        self.role: Role = role or ("analyst" if (self.version / ROWS_FILE).exists() else "viewer")
+        file = self.version / (ROWS_FILE if self.role == "analyst" else SHAREABLE_FILE)
         try:
             self._database = duckdb.connect(
                 str(file),
@@ -207,11 +208,11 @@ class Store:
         return connection
 
 
-def open_store(path: Path, role: Role = "analyst", seconds: float | None = None) -> Store:
+def open_store(path: Path, role: Role | None = None, seconds: float | None = None) -> Store:
     """The published version of a store, read-only.
 
     Args:
-        role: "viewer" sees cells that may be shown; "analyst" rows too.
+        role: "viewer" sees cells that may be shown; "analyst" rows too; None: what the files that are there allow.
         seconds: what takes longer is given up; None: nothing is.
     """
     return Store(path, role, seconds=seconds)
