@@ -52,7 +52,7 @@ def fitted(
     totals: dict[str, tuple[int, int, int]] = {}
     if count_files:
         listed = ", ".join(literal(str(file)) for file in count_files)
-        with within(memory_limit), connect(memory_limit, scratch) as db:
+        with within(memory_limit, scratch), connect(memory_limit, scratch) as db:
             # Codes as numbers in their order: strings would be compared again and again.
             db.execute(f"create table codes as select distinct code::varchar as code from read_parquet([{listed}])")
             db.execute(

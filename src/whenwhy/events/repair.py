@@ -24,7 +24,7 @@ def repaired(dataset: MedsDataset, scratch: Path, memory_limit: str) -> MedsData
     """
     files = [_converted_copy(dataset, number, scratch) for number in range(len(dataset.files))]
     mended = scratch / "mended.parquet"
-    with within(memory_limit), connect(memory_limit, scratch) as db:
+    with within(memory_limit, scratch), connect(memory_limit, scratch) as db:
         listed = ", ".join(literal(str(file)) for file in files)
         db.execute(
             f"""copy (

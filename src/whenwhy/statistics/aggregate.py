@@ -164,7 +164,7 @@ def aggregate_cells(
     if len(set(names)) < len(names):
         raise UserError("The same run of attributions is given twice: name each directory once.")
     vocabulary = vocabulary_of(runs)
-    with within(memory_limit):
+    with within(memory_limit, store):
         axes = time_axes(store, runs, vocabulary, time_bin_hours, since, memory_limit)
         folder = store / "cells"
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,12 +180,14 @@ def aggregate_cells(
         missing = [(work, part) for work in every for part in work.stage.missing()]
         if missing:
             total = sum(len(work.stage.shards) for work in every)
-            with Progress("aggregate", total=total, unit="cells", finished=total - len(missing)) as progress:
-                for work in {id(work): work for work, _ in missing}.values():
-                    work.prepare()
-                compute([work.task(part) for work, part in missing], progress, workers, scheduler)
-            for work in every:
-                shutil.rmtree(work.scratch, ignore_errors=True)
+            try:
+                with Progress("aggregate", total=total, unit="cells", finished=total - len(missing)) as progress:
+                    for work in {id(work): work for work, _ in missing}.values():
+                        work.prepare()
+                    compute([work.task(part) for work, part in missing], progress, workers, scheduler)
+            finally:
+                for work in every:
+                    shutil.rmtree(work.scratch, ignore_errors=True)
     return Cells(axes, {run_id: [work.stage for work in of_run] for run_id, of_run in works.items()})
 
 

@@ -74,7 +74,7 @@ def publish_store(store: Path, cells: Cells, attribution_paths: Sequence[Path], 
     contents = made_from | {"runs": {run.run_id: run.content_sha256() for run in runs}}
     name = hashlib.sha256(canonical(contents)).hexdigest()[:16]
     version = store / "versions" / name
-    with Progress("publish", total=3, unit="tables") as progress, within(memory_limit):
+    with Progress("publish", total=3, unit="tables") as progress, within(memory_limit, store):
         if not version.exists():
             building = store / f".building-{uuid.uuid4().hex}"
             building.mkdir(parents=True)
@@ -182,6 +182,7 @@ def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memo
         )
         define_estimates(db, with_rows=True)
         _verify(db, runs)
+        db.execute("checkpoint")  # closing does it too, and says nothing when the disk is full
     shutil.rmtree(folder / "scratch", ignore_errors=True)
 
 
@@ -309,6 +310,7 @@ def _build_shareable(folder: Path, memory_limit: str) -> None:
         db.execute("create table axes as select * from rows.axes")
         db.execute("create table partitions as select * from rows.partitions")
         define_estimates(db, with_rows=False)
+        db.execute("checkpoint shareable")
         db.execute("use rows")
         db.execute("detach shareable")
     shutil.rmtree(folder / "scratch", ignore_errors=True)
