@@ -8,11 +8,14 @@ import random
 import shutil
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
+import polars
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -631,6 +634,32 @@ def test_a_store_of_a_newer_format_is_one_sentence(copied: Path) -> None:
             UserError, match=rf"newer whenwhy \(store format {FORMAT_VERSION + 1}\): upgrade whenwhy\.$"
         ):
             open_store(copied, role)
+
+
+@pytest.mark.parametrize("table", sorted(CONTRACT))
+def test_polars_reads_every_table(store: Store, table: str) -> None:
+    """Every value as Arrow has it, maps, lists, times and nulls too; a map is a dictionary there."""
+    answer = store.sql(f"select * from {table}")
+    frame = polars.from_arrow(answer)
+    assert isinstance(frame, polars.DataFrame)
+    assert frame.columns == answer.column_names
+    for field in answer.schema:
+        expected = answer[field.name].to_pylist()
+        if pa.types.is_map(field.type):
+            expected = [None if pairs is None else dict(pairs) for pairs in expected]
+        assert frame[field.name].to_list() == expected, field.name
+
+
+def test_polars_reads_what_a_select_makes(store: Store) -> None:
+    """Decimals to the last digit, and null ones; an interval is seconds by epoch()."""
+    said = """select 12345678901234567890.125::decimal(30, 3) as d, null::decimal(5, 2) as nothing,
+        epoch(time - prediction_time) as seconds from attributions where time is not null order by time limit 3"""
+    answer = store.sql(said)
+    frame = polars.from_arrow(answer)
+    assert isinstance(frame, polars.DataFrame)
+    assert frame.to_dicts() == answer.to_pylist()
+    assert frame["d"].to_list() == [Decimal("12345678901234567890.125")] * 3
+    assert frame["seconds"].max() < 0
 
 
 # -- viewers ------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ PREDICATES = ("cohort", "cohort_a", "cohort_b")
 class Store:
     """One published version. Threads may share it: each gets a connection of its own.
 
-    An answer is an Arrow table: `.to_pandas()` makes it one of pandas, `polars.from_arrow(answer)` one of Polars.
+    An answer is an Arrow table: `.to_pandas()` makes it one of pandas, `polars.from_arrow(answer)` one of Polars, which
+    has no type for intervals: write `epoch(...)` of one in a SELECT.
 
     Example: `open_store(Path("demo/store")).ask("feature_timeline", feature="hdl").to_pandas()`
     """
