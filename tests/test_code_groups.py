@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -174,6 +175,64 @@ def test_a_cohort_of_ones_own_has_the_same_groups(nested: Nested, feature: str, 
         assert found["n"] == true["n"] > 0
         assert dated or found["patients"] == true["patients"]
     opened.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        ({}, {("group", "ALL"): ("mixed", "lab", "count", "tied")}),
+        (
+            {"within": "ALL", "split": "train"},
+            {
+                ("group", "BLOOD"): ("mixed", "lab"),
+                ("group", "MEASURED"): ("mixed", "lab", "count"),
+                ("group", "RING"): ("tied",),
+                ("code", "count"): ("count",),
+            },
+        ),
+        ({"within": "BLOOD", "class": "true", "top": 1}, {("group", "lab"): ("mixed", "lab")}),
+        (
+            {"within": "lab", "split": "train", "cohort": "sex = 'F'", "min_patients": 2},
+            {("code", "mixed"): ("mixed",), ("code", "lab"): ("lab",)},
+        ),
+        ({"within": "lab", "stratum": "sex=M", "min_patients": 1000}, {}),
+    ],
+)
+def test_the_parts_of_a_group(nested: Nested, asked: dict[str, Any], parts: dict[tuple[str, str], tuple[str]]) -> None:
+    """Each with the sums of all the codes that lie in it, by brute force over rows."""
+    opened = open_store(nested.store)
+    rows = opened.sql(
+        f"""select code, subject_id, attribution::double as a from attributions join feature_values using (run_id, feature_value_id)
+        join predictions using (run_id, subject_id, prediction_time, target)
+        where split = '{asked.get("split", "held_out")}' and {asked.get("cohort", "true")}
+        and ('{asked.get("class", "all")}' in ('all', label)) and ('{asked.get("stratum", "all")}' in ('all', 'sex=' || sex))"""
+    ).to_pandas()
+    [at_risk] = opened.sql(
+        f"""select count(*) as n from predictions where split = '{asked.get("split", "held_out")}'
+        and {asked.get("cohort", "true")} and ('{asked.get("class", "all")}' in ('all', label))
+        and ('{asked.get("stratum", "all")}' in ('all', 'sex=' || sex))"""
+    )["n"].to_pylist()
+    found = {(row["level"], row["code"]): row for row in opened.ask("group_rollup", **asked).to_pylist()}
+    opened.close()
+    assert found.keys() == parts.keys()
+    assert [row["rank"] for row in found.values()] == list(range(1, len(found) + 1))
+    inside = {code for code, of in GROUPS.items() if asked.get("within") in of}
+    whole = rows[rows["code"].isin(inside)] if "within" in asked else rows
+    for key, codes in parts.items():
+        own, row = rows[rows["code"].isin(codes)], found[key]
+        sizes = own["a"].abs().groupby(own["code"]).sum()
+        assert (row["n_codes"], row["n_events"], row["n_patients"]) == (
+            len(codes),
+            len(own),
+            own["subject_id"].nunique(),
+        )
+        assert row["description"] == (f"about {key[1]}" if key[1] in PARENTS else None)
+        assert row["mean_per_prediction"] == pytest.approx(own["a"].sum() / at_risk, rel=1e-9)
+        assert row["mean_abs_per_prediction"] == pytest.approx(own["a"].abs().sum() / at_risk, rel=1e-9)
+        assert row["share"] == pytest.approx(own["a"].abs().sum() / whole["a"].abs().sum(), rel=1e-9)
+        assert row["leading_code"] == sizes.idxmax()
+    sizes = [row["mean_abs_per_prediction"] for row in found.values()]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 # -- what may be shown -----------------------------------------------------------------------------

@@ -962,7 +962,12 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
     "patient": (patient, [{"subject_id": 3}, {"subject_id": 42}, {"subject_id": 2}]),
 }
 #: Queries of stores that need what the small run lacks, worked in a file of their own.
-ELSEWHERE = {"absence": "test_absence.py", "drift": "test_queries.py", "method_agreement": "test_queries.py"}
+ELSEWHERE = {
+    "absence": "test_absence.py",
+    "group_rollup": "test_code_groups.py",
+    "drift": "test_queries.py",
+    "method_agreement": "test_queries.py",
+}
 CASES = [
     pytest.param(name, asked, id=f"{name}-{'-'.join(map(str, asked.values())) or 'defaults'}")
     for name, (_, several) in WORKED.items()

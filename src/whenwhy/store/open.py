@@ -31,6 +31,7 @@ KNOWN_VALUES = {
     "stratum": "select distinct stratum from cells",
     "stratum_a": "select distinct stratum from cells",
     "stratum_b": "select distinct stratum from cells",
+    "within": "select distinct code from cells where level = 'group'",
     "subgroups": "select distinct split_part(stratum, '=', 1) from cells where stratum <> 'all'",
     "split": "select distinct split from cells",
     "level": "select distinct level from cells",
