@@ -66,7 +66,7 @@ def test_an_analyst_is_told_what_is_there(small_run: SmallRun, whenwhy: Command)
     about = "integrated_gradients of 'the outcome' (logit), against the empty baseline; largest residual"
     assert about in " ".join(said.split())
     assert "before_prediction: " in said
-    assert " bins of 1 day, from 0 hours to " in said
+    assert " bins of 1 day, from 0 to " in said
     assert "  sex: F, M\n" in said
 
 

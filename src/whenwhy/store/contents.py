@@ -24,6 +24,9 @@ FILES = {ROWS_FILE: "patients' rows and all else, for analysts", SHAREABLE_FILE:
 #: Values of a stratum that a line shows.
 MOST_VALUES = 12
 
+#: Hours.
+UNITS_OF_TIME = ((8_766, "year"), (24, "day"), (1, "hour"))
+
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 Row = dict[str, Any]
@@ -171,7 +174,7 @@ def _asking(store: Store) -> list[str]:
     place = shlex.quote(str(store.path))
     return [
         "Ask",
-        f"  whenwhy query {place} top_features{split}",
+        f"  whenwhy query {place} top_features{split}  # which features carry the predictions",
         f'  whenwhy sql {place} "select * from estimates limit 5"',
         "  whenwhy info queries  # lists all questions",
     ]
@@ -201,11 +204,14 @@ def _size(n: int) -> str:
 
 
 def _hours(hours: int) -> str:
-    """A length of time in hours, or in days where these are whole.
+    """A length of time, in the longest of years (of 365.25 days), days and hours that is whole.
 
     Example:
-        >>> _hours(720), _hours(6)
-        ('30 days', '6 hours')
+        >>> _hours(8766), _hours(720), _hours(6), _hours(0)
+        ('1 year', '30 days', '6 hours', '0')
     """
-    number, unit = (hours // 24, "day") if hours and hours % 24 == 0 else (hours, "hour")
+    if hours == 0:
+        return "0"
+    length, unit = next((length, unit) for length, unit in UNITS_OF_TIME if hours % length == 0)
+    number = hours // length
     return f"{number:,} {unit}{'' if abs(number) == 1 else 's'}"
