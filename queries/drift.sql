@@ -8,16 +8,8 @@
 create or replace temp macro drift(
     run_a, run_b, level := 'code', split := 'held_out', class := 'all', stratum := 'all', top := 20, min_patients := 11
 ) as table
-with a as (
-    select e.*, row_number() over (order by e.mean_abs_per_prediction desc, e.code, e.feature_value_id) as place
-    from estimates_for(run_a, level, null, 'before_prediction', false, split, class, stratum, null) e
-    where e.n_patients >= min_patients::integer
-),
-b as (
-    select e.*, row_number() over (order by e.mean_abs_per_prediction desc, e.code, e.feature_value_id) as place
-    from estimates_for(run_b, level, null, 'before_prediction', false, split, class, stratum, null) e
-    where e.n_patients >= min_patients::integer
-)
+with a as (from ranked_for(run_a, level, split, class, stratum, min_patients)),
+b as (from ranked_for(run_b, level, split, class, stratum, min_patients))
 select
     row_number() over (
         order by abs(a.mean_per_prediction - b.mean_per_prediction) desc, a.code, a.feature_value_id

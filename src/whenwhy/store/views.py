@@ -176,6 +176,13 @@ def _define_cells(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
         f"""create macro estimates_for({arguments}) as table
         {_estimated(f"select * from cells_for({arguments})")}"""
     )
+    # Of all time, with the place of each by its mean absolute contribution.
+    db.execute(
+        f"""create macro ranked_for(run, level, split, class, stratum, min_patients) as table
+        select e.*, row_number() over (order by e.mean_abs_per_prediction desc, e.code, e.feature_value_id) as place
+        from estimates_for(run, level, null, '{BEFORE_PREDICTION}', false, split, class, stratum, null) e
+        where e.n_patients >= min_patients::integer"""
+    )
 
 
 def _define_risk(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
