@@ -298,7 +298,7 @@ def told_of_few(groups: dict[str, list[str]], patients: dict[str, int]) -> list[
     cells = pa.Table.from_pylist(rows, schema=CELLS)
     exposure = pa.Table.from_pylist([key | {"n_patients": 10**6, "n_predictions": 10**6}], schema=EXPOSURE)
     parents = pa.table({"code": list(groups), "parents": pa.array(groups.values(), pa.list_(pa.string()))})
-    shown = shown_cells(cells, exposure, parents)
+    shown = shown_cells(cells, exposure, np.ones(1, dtype=bool), parents)
     system = np.array([[code in of for code in codes] for of in sums.values()], dtype=float)
     known = system[shown]
     rank = np.linalg.matrix_rank(known) if len(known) else 0

@@ -13,7 +13,8 @@ import pytest
 from conftest import Command, SmallRun
 from replicas.cells import RunReplica
 from whenwhy.store import open_store
-from whenwhy.store.publish import ROWS_FILE, SHAREABLE_FILE, current_version
+from whenwhy.store.publish import ROWS_FILE, current_version
+from whenwhy.store.shareable import SHAREABLE_FILE
 
 
 @pytest.fixture

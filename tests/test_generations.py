@@ -263,7 +263,7 @@ def test_forgetting_that_was_killed_is_finished_by_the_same_call(
 ) -> None:
     """Half the directories are clean and the rest hold the patient: the call goes on, and leftovers go."""
     subject = 17
-    monkeypatch.setattr(f"whenwhy.forget.{ended_at}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(f"whenwhy.forget.{ended_at}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         forget({subject}, list(everything.values()))
     monkeypatch.undo()

@@ -27,7 +27,8 @@ from whenwhy.schema import FORMAT_VERSION
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import Store, open_store, publish_store
-from whenwhy.store.publish import KEPT_VERSIONS, MADE_FROM_FILE, ROWS_FILE, SHAREABLE_FILE, current_version
+from whenwhy.store.publish import KEPT_VERSIONS, MADE_FROM_FILE, ROWS_FILE, current_version
+from whenwhy.store.shareable import SHAREABLE_FILE
 
 #: The contract of the design. Its column s_sN of cells is s_s_N, since names in SQL do not tell N from n.
 CONTRACT = {
@@ -157,9 +158,10 @@ def test_the_run_is_named_in_every_table(store: Store) -> None:
         "axes",
         "feature_names",
         "partitions",
+        "privacy",
         "estimates",
     }
-    for table in set(tables) - {"codes", "axes"}:  # the same for all runs
+    for table in set(tables) - {"codes", "axes", "privacy"}:  # the same for all runs
         wrong = store.sql(
             f"select count(*) as n from {table} where run_id is null or run_id not in (select run_id from runs)"
         )
@@ -510,7 +512,7 @@ def test_publishing_again_leaves_the_first_version_and_its_readers(small_run: Sm
     assert len(kept) == KEPT_VERSIONS == 2
     assert kept == {first.name, third.name}, "the published one, and the one published before it"
     assert newer.sql(bins).num_rows == 1, "a reader of a collected version reads on"
-    assert {path.name for path in out.iterdir()} == {"CURRENT", "cells", "time_axes.json", "versions"}
+    assert {path.name for path in out.iterdir()} == {"CURRENT", "access.jsonl", "cells", "time_axes.json", "versions"}
     reader.close()
     newer.close()
 
@@ -549,7 +551,7 @@ def test_a_damaged_shard_stops_publishing_and_changes_nothing(small_run: SmallRu
     assert len(list((out / "versions").iterdir())) == 1
 
 
-@pytest.mark.parametrize("step", ["_build_rows", "_verify", "_build_shareable"])
+@pytest.mark.parametrize("step", ["_build_rows", "_verify", "build_shareable"])
 def test_a_failure_while_building_changes_nothing(
     small_run: SmallRun, copied: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -669,7 +671,7 @@ def test_a_viewer_has_no_table_of_patients(viewer: Store) -> None:
     """Neither rows nor predictions nor attributions, by no name, nor a subject's id in any column."""
     tables = {row["name"] for row in viewer.sql("show tables").to_pylist()}
     assert tables == {
-        "axes", "code_groups", "feature_names", "partitions", "cells", "exposure", "feature_values", "runs", "estimates",
+        "axes", "code_groups", "feature_names", "partitions", "privacy", "cells", "exposure", "feature_values", "runs", "estimates",
     }  # fmt: skip
     for table in PRIVATE:
         for name in (table, f"rows.main.{table}"):

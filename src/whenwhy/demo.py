@@ -21,7 +21,7 @@ from whenwhy.events.sources.nafld import LABELS, REPEATED_CODES
 from whenwhy.models.measurements import measured, measured_sentence
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.statistics import aggregate_cells
-from whenwhy.store import open_store, publish_store
+from whenwhy.store import Store, publish_store
 
 FOLDS = 5
 
@@ -88,7 +88,7 @@ def demo(folder: Path, workers: Workers, out: Console) -> Path:
 
     # As this shell can run it: `make demo` installs into a virtual environment that is on nobody's path.
     command = "whenwhy" if shutil.which("whenwhy") else os.path.relpath(sys.argv[0])
-    opened = open_store(store)
+    opened = Store(store)
     for number, question in enumerate(QUESTIONS, 1):
         out.print(f"\nQuestion {number}. {question.words}", style="bold")
         out.print(f'{command} sql {store} "{question.sql}"', style="dim", soft_wrap=True)

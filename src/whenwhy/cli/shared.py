@@ -53,6 +53,10 @@ OutputFormat = Annotated[
 OutputFile = Annotated[
     Path | None, typer.Option("--out", help="Write the answer into this file.", parser=Path, metavar="FILE")
 ]
+AccessLogFile = Annotated[
+    Path | None,
+    typer.Option("--access-log", help="Add the question to this file, not the store's.", parser=Path, metavar="FILE"),
+]
 TimeLimit = Annotated[float, typer.Option(min=0.001, help="Seconds after which a question is given up.")]
 
 
@@ -78,7 +82,7 @@ def names_of(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def serve_store(store: Path, port: int, address: str) -> None:
+def serve_store(store: Path, port: int, address: str, access_log: Path | None = None) -> None:
     """The dashboard, until it is stopped."""
     from whenwhy.server import serve
 
@@ -86,5 +90,6 @@ def serve_store(store: Path, port: int, address: str) -> None:
         store,
         port=port,
         address=address,
+        access_log=access_log,
         on_ready=lambda url: out.print(f"The dashboard is at {url} (stop it by Ctrl-C)."),
     )

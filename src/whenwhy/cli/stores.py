@@ -11,6 +11,7 @@ import typer.core
 import typer.main
 
 from whenwhy.cli.shared import (
+    AccessLogFile,
     OutputFile,
     OutputFormat,
     StorePath,
@@ -41,6 +42,13 @@ def aggregate_command(
     since: Annotated[
         list[str] | None, typer.Option(help="Count time from the first record of this code too; may be repeated.")
     ] = None,
+    min_patients: Annotated[
+        int | None,
+        typer.Option(help="The fewest patients of a cell that viewers see; by default the store's, or 11."),
+    ] = None,
+    allow_small_cells: Annotated[
+        bool, typer.Option("--allow-small-cells", help="Let --min-patients be below 11; the store says so.")
+    ] = False,
     memory_limit: Annotated[str, typer.Option(help="Of each DuckDB.")] = "500MB",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Dask's workers; by default one a core.")
@@ -53,7 +61,9 @@ def aggregate_command(
     """Attributions become cells per feature value, time, class and cohort, published in a store."""
     from whenwhy.statistics import aggregate_cells
     from whenwhy.store import publish_store
+    from whenwhy.store.publish import shown_from
 
+    shown_from(out_path, min_patients, allow_small_cells)  # before anything is computed
     cells = aggregate_cells(
         attributions,
         out_path,
@@ -63,7 +73,9 @@ def aggregate_command(
         workers=workers,
         scheduler=dask_scheduler,
     )
-    version = publish_store(out_path, cells, attributions, memory_limit)
+    version = publish_store(
+        out_path, cells, attributions, memory_limit, min_patients=min_patients, allow_small_cells=allow_small_cells
+    )
     out.print(f"Published version {version.name} of the store {out_path}.", soft_wrap=True)
 
 
@@ -75,6 +87,7 @@ def query_command(
     output: OutputFormat = None,
     file: OutputFile = None,
     time_limit: TimeLimit = 300,
+    access_log: AccessLogFile = None,
 ) -> None:
     """The answer of a named query."""
     from whenwhy.store import open_store
@@ -86,7 +99,7 @@ def query_command(
             raise UserError(f"'{argument}' is no argument: write name=value, e.g. feature=hdl.")
         given[key] = value
     form = _form(output, file)
-    _give(open_store(store, seconds=time_limit).ask(name, **given), form, file)
+    _give(open_store(store, seconds=time_limit, access_log=access_log).ask(name, **given), form, file)
 
 
 @app.command("sql")
@@ -96,12 +109,13 @@ def sql_command(
     output: OutputFormat = None,
     file: OutputFile = None,
     time_limit: TimeLimit = 300,
+    access_log: AccessLogFile = None,
 ) -> None:
     """The answer of one SELECT over the store's tables: read-only, nothing outside the store."""
     from whenwhy.store import open_store
 
     form = _form(output, file)
-    _give(open_store(store, seconds=time_limit).sql(statement), form, file)
+    _give(open_store(store, seconds=time_limit, access_log=access_log).sql(statement), form, file)
 
 
 @app.command("serve")
@@ -109,9 +123,10 @@ def serve_command(
     store: StorePath,
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 5006,
     address: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    access_log: AccessLogFile = None,
 ) -> None:
     """The dashboard of a store."""
-    serve_store(store, port, address)
+    serve_store(store, port, address, access_log)
 
 
 @app.command("info")

@@ -30,8 +30,8 @@ class Version:
 class Published:
     """The version that new sessions see. Sessions that have begun keep theirs."""
 
-    def __init__(self, path: Path, role: Role) -> None:
-        self._path, self._role = path, role
+    def __init__(self, path: Path, role: Role, access_log: Path | None = None) -> None:
+        self._path, self._role, self._access_log = path, role, access_log
         self._lock = threading.Lock()
         self._version = self._open()
 
@@ -44,6 +44,6 @@ class Published:
             return self._version
 
     def _open(self) -> Version:
-        store = open_store(self._path, self._role)
+        store = open_store(self._path, self._role, access_log=self._access_log)
         answers = Answers(store)
         return Version(store, answers, choices_of(answers))

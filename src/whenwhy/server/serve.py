@@ -54,6 +54,7 @@ def serve(
     port: int,
     address: str = "127.0.0.1",
     role: Role = "viewer",
+    access_log: Path | None = None,
     on_ready: Callable[[str], None],
 ) -> None:
     """Nothing; pages of the store are served until SIGINT or SIGTERM.
@@ -63,6 +64,7 @@ def serve(
         port: 0 takes a free one.
         address: one that only this machine reaches.
         role: viewer reads the shareable cells alone.
+        access_log: where what pages ask is written down; None: in the store.
         on_ready: called with the address for a browser once connections are accepted.
 
     Raises:
@@ -71,7 +73,7 @@ def serve(
     Example: `serve(Path("demo/store"), port=5006, on_ready=print)`
     """
     refuse_other_machines(address)
-    published = Published(store_path, role)
+    published = Published(store_path, role, access_log)
     every = pages()
     listening = listen(address, port)
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="whenwhy-ask")

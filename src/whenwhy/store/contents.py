@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from whenwhy.attribution.registry import MEASURES
-from whenwhy.schema import HELD_OUT, MIN_PATIENTS
+from whenwhy.schema import HELD_OUT
 from whenwhy.statistics.cohorts import ALL
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
-from whenwhy.store.open import Store, open_store
-from whenwhy.store.publish import ROWS_FILE, SHAREABLE_FILE
+from whenwhy.store.open import Store
+from whenwhy.store.publish import ROWS_FILE
+from whenwhy.store.shareable import SHAREABLE_FILE
 
 FILES = {ROWS_FILE: "patients' rows and all else, for analysts", SHAREABLE_FILE: "cells that may be shown to viewers"}
 
@@ -40,7 +41,7 @@ def store_lines(path: Path) -> list[str]:
 
     Example: `store_lines(Path("demo/store"))[0]`
     """
-    store = open_store(path)
+    store = Store(path)
     files = [store.version / name for name in FILES if (store.version / name).exists()]
     runs = store.sql("select * from runs order by run_id").to_pylist()
     built = datetime.fromtimestamp(files[0].stat().st_mtime, UTC)
@@ -101,9 +102,7 @@ def _patients(store: Store, runs: list[Row]) -> list[str]:
         for split, label, n_patients, n_predictions in rows:
             lines.append(f"  {split:<12}{_short(label, 22):<24}{n_patients:>12,}{n_predictions:>14,}")
         if store.role == "viewer":
-            lines += _wrapped(
-                f"Counts of 1 to {MIN_PATIENTS - 1} patients, and those that would tell them, are left out."
-            )
+            lines += _wrapped("Counts of fewer patients than are shown, and those that would tell them, are left out.")
         lines.append("")
     return lines
 
@@ -144,11 +143,14 @@ def _contents(store: Store, files: set[str]) -> list[str]:
     ]
     if store.role == "analyst":
         lines.append(f"  {_count(store, 'rows'):,} contributions")
+    [privacy] = store.sql("select * from privacy").to_pylist()
+    allowed = " (small cells were allowed)" if privacy["small_cells_allowed"] else ""
+    lines.append(f"  viewers see cells of at least {privacy['min_patients']} patients{allowed}")
     cells = f"  {_count(store, 'cells'):,} cells"
     if store.role == "viewer":
         cells += " that may be shown"
     elif SHAREABLE_FILE in files:
-        viewer = open_store(store.path, "viewer")
+        viewer = Store(store.path, "viewer")
         shown, every = _count(viewer, "cells"), _count(store, "cells")
         viewer.close()
         cells += f", of which viewers see {shown:,} ({shown / max(1, every):.0%})"

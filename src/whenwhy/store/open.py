@@ -6,7 +6,7 @@ import math
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.schema import FORMAT_VERSION
-from whenwhy.store.publish import ROWS_FILE, SHAREABLE_FILE, current_version
+from whenwhy.store.access_log import ACCESS_LOG_FILE, AccessLog
+from whenwhy.store.publish import ROWS_FILE, current_version
 from whenwhy.store.queries import named_queries
+from whenwhy.store.shareable import SHAREABLE_FILE
 
 #: analyst: rows and everything else. viewer: cells that may be shown.
 Role = Literal["analyst", "viewer"]
@@ -50,7 +52,7 @@ PREDICATES = ("cohort", "cohort_a", "cohort_b")
 
 
 class Store:
-    """One published version. Threads may share it: each gets a connection of its own.
+    """One published version. Threads may share it: each gets a connection of its own. `open_store` gives one with a log.
 
     An answer is an Arrow table: `.to_pandas()` makes it one of pandas, `polars.from_arrow(answer)` one of Polars, which
     has no type for intervals: write `epoch(...)` of one in a SELECT.
@@ -59,9 +61,14 @@ class Store:
     """
 
     def __init__(
-        self, path: Path, role: Role | None = None, memory_limit: str = "2GB", seconds: float | None = None
+        self,
+        path: Path,
+        role: Role | None = None,
+        memory_limit: str = "2GB",
+        seconds: float | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
-        self.path, self.seconds = path, seconds
+        self.path, self.seconds, self._log = path, seconds, access_log
         self.version = current_version(path)
         self.role: Role = role or ("analyst" if (self.version / ROWS_FILE).exists() else "viewer")
         file = self.version / (ROWS_FILE if self.role == "analyst" else SHAREABLE_FILE)
@@ -94,6 +101,8 @@ class Store:
     def close(self) -> None:
         """Let the version go."""
         self._database.close()
+        if self._log is not None:
+            self._log.close()
 
     def sql(self, text: str, arguments: dict[str, Any] | None = None) -> pa.Table:
         """The answer to one SELECT over the store's tables and named queries.
@@ -101,6 +110,14 @@ class Store:
         Raises:
             UserError: not one SELECT, or one that DuckDB refuses.
         """
+        told = {"sql": text} | ({"arguments": arguments} if arguments else {})
+        with self._logged(told) as answer:
+            table = self._answer(text, arguments)
+            answer["rows"] = table.num_rows
+        return table
+
+    def _answer(self, text: str, arguments: dict[str, Any] | None = None) -> pa.Table:
+        """The same, not written down: also for what whenwhy itself wants to know."""
         connection = self._connection()
         try:
             statements = duckdb.extract_statements(text)
@@ -129,6 +146,17 @@ class Store:
         Raises:
             UserError: no such query or argument, or an argument's value that the store does not know.
         """
+        with self._logged({"query": query, "arguments": arguments}) as answer:
+            table = self._answer_of(query, arguments)
+            answer["rows"] = table.num_rows
+        return table
+
+    def _logged(self, told: dict[str, Any]) -> AbstractContextManager[dict[str, Any]]:
+        if self._log is None:
+            return nullcontext({})
+        return self._log.question(role=self.role, version=self.version.name, **told)
+
+    def _answer_of(self, query: str, arguments: dict[str, Any]) -> pa.Table:
         known = named_queries()
         if query not in known:
             raise unknown_name("query", query, known)
@@ -151,14 +179,14 @@ class Store:
             if name in KNOWN_VALUES and value is not None:
                 known_values = KNOWN_VALUES[name]
                 level = {"level": arguments.get("level") or "code"} if "$level" in known_values else None
-                values = [str(v) for v in self.sql(known_values, level).column(0).to_pylist()]
+                values = [str(v) for v in self._answer(known_values, level).column(0).to_pylist()]
                 if str(value) not in values:
                     raise unknown_name(name, str(value), values, str(self.path))
         for name in PREDICATES:
             if arguments.get(name) is not None:
                 self._require_predicate(name, str(arguments[name]))
         given = ", ".join(f'"{name}" := ${name}' for name in arguments)
-        return self.sql(f"select * from {query}({given})", arguments)
+        return self._answer(f"select * from {query}({given})", arguments)
 
     def _require_predicate(self, name: str, text: str) -> None:
         """Raises `UserError` unless the text is one condition that a prediction may fulfil."""
@@ -195,7 +223,7 @@ class Store:
             timer.cancel()
 
     def _tables(self) -> set[str]:
-        return set(self.sql("select table_name from duckdb_tables()")["table_name"].to_pylist())
+        return set(self._answer("select table_name from duckdb_tables()")["table_name"].to_pylist())
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """This thread's connection: one shared by threads answers wrongly. Macros are temporary, so each defines its own."""
@@ -210,14 +238,21 @@ class Store:
         return connection
 
 
-def open_store(path: Path, role: Role | None = None, seconds: float | None = None) -> Store:
-    """The published version of a store, read-only.
+def open_store(
+    path: Path, role: Role | None = None, seconds: float | None = None, access_log: Path | None = None
+) -> Store:
+    """The published version of a store, read-only; each question is written down.
 
     Args:
         role: "viewer" sees cells that may be shown; "analyst" rows too; None: what the files that are there allow.
         seconds: what takes longer is given up; None: nothing is.
+        access_log: the file to which questions are added; None: access.jsonl of the store.
+
+    Raises:
+        UserError: no store, or a log that cannot be written to.
     """
-    return Store(path, role, seconds=seconds)
+    current_version(path)  # before a log is begun where no store is
+    return Store(path, role, seconds=seconds, access_log=AccessLog(access_log or path / ACCESS_LOG_FILE))
 
 
 def _scratch() -> str:

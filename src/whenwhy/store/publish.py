@@ -5,6 +5,7 @@
     STORE/versions/HASH/shareable.duckdb  for viewers: cells that may be shown, no patient's row
     STORE/versions/HASH/made_from.json    the runs and cells that it was made from
     STORE/cells/RUN/                 summed cells, so that aggregating again does only what is new
+    STORE/access.jsonl               who asked what: never touched here
 
 A version is built beside, verified, renamed, and never touched again. Its name is the hash of what it was
 made from.
@@ -41,35 +42,49 @@ from whenwhy.events.out_of_core import literal, within
 from whenwhy.events.sequence_directory import CODE_GROUPS
 from whenwhy.locations import named
 from whenwhy.manifests import canonical, sealed, unsealed
-from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, RUNS
+from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, MIN_PATIENTS, RUNS
 from whenwhy.shards import Json, StageDirectory
 from whenwhy.statistics.aggregate import Cells, vocabulary_of
 from whenwhy.statistics.cohorts import CORRECT, PREDICTED, list_of
 from whenwhy.statistics.sums import CELL_ROWS, EXPOSURE_ROWS, PLACE_ROWS
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
-from whenwhy.store.suppression import CELL_COLUMNS, apart, shown_cells, shown_exposure
+from whenwhy.store.shareable import SHAREABLE_FILE, build_shareable
 from whenwhy.store.views import ATTRIBUTIONS_VIEW, define_estimates
 
-ROWS_FILE, SHAREABLE_FILE, MADE_FROM_FILE = "rows.duckdb", "shareable.duckdb", "made_from.json"
+ROWS_FILE, MADE_FROM_FILE = "rows.duckdb", "made_from.json"
 
-#: Rows that are put in order together, and cells of which it is decided together who sees them, about.
-ROWS_AT_ONCE, CELLS_AT_ONCE = 8_000_000, 2_000_000
+#: Rows that are put in order together, about.
+ROWS_AT_ONCE = 8_000_000
 
 #: Versions that stay: the published one, and the one before it for readers that have it open.
 KEPT_VERSIONS = 2
 
 
-def publish_store(store: Path, cells: Cells, attribution_paths: Sequence[Path], memory_limit: str = "1GB") -> Path:
-    """The published version's folder. The same attributions give the same folder name.
+def publish_store(
+    store: Path,
+    cells: Cells,
+    attribution_paths: Sequence[Path],
+    memory_limit: str = "1GB",
+    *,
+    min_patients: int | None = None,
+    allow_small_cells: bool = False,
+) -> Path:
+    """The published version's folder. The same attributions and threshold give the same folder name.
+
+    Args:
+        min_patients: the fewest patients of a cell that viewers see; None: the store's, or 11.
+        allow_small_cells: that may be fewer than 11; the table `privacy` says so.
 
     Raises:
-        UserError: unfinished inputs, or a version that does not agree with them.
+        UserError: unfinished inputs, a version that does not agree with them, or a threshold below 11 that is not allowed.
     """
+    threshold = shown_from(store, min_patients, allow_small_cells)
     runs = [StageDirectory.open(path, "attribute").require_complete() for path in attribution_paths]
     made_from = {
         "runs": {run.run_id: {"path": named(run.path), "sha256": run.content_sha256()} for run in runs},
         "cells": {run_id: [part.run_id for part in parts] for run_id, parts in cells.parts.items()},
         "format": FORMAT_VERSION,
+        "min_patients": threshold,
     }
     contents = made_from | {"runs": {run.run_id: run.content_sha256() for run in runs}}
     name = hashlib.sha256(canonical(contents)).hexdigest()[:16]
@@ -79,9 +94,11 @@ def publish_store(store: Path, cells: Cells, attribution_paths: Sequence[Path], 
             building = store / f".building-{uuid.uuid4().hex}"
             building.mkdir(parents=True)
             try:
-                _build_rows(building, cells, runs, memory_limit)
+                _build_rows(building, cells, runs, memory_limit, threshold)
                 progress.advance(ROWS_FILE, 8)
-                _build_shareable(building, memory_limit)
+                with _connect(building / ROWS_FILE, memory_limit) as db:
+                    build_shareable(db, building / SHAREABLE_FILE, threshold)
+                shutil.rmtree(building / "scratch", ignore_errors=True)
                 progress.advance(SHAREABLE_FILE, 4)
                 (building / MADE_FROM_FILE).write_bytes(sealed(made_from))
                 version.parent.mkdir(exist_ok=True)
@@ -96,8 +113,27 @@ def publish_store(store: Path, cells: Cells, attribution_paths: Sequence[Path], 
     return version
 
 
+def shown_from(store: Path, min_patients: int | None = None, allow_small_cells: bool = False) -> int:
+    """From how many patients on viewers of a store see a cell: as asked, or as its published version has it, or 11.
+
+    Raises:
+        UserError: fewer than 11, and nobody said that this is allowed; or none.
+    """
+    if min_patients is None:
+        published = made_from(current_version(store)) if (store / "CURRENT").exists() else {}
+        min_patients = int(published.get("min_patients", MIN_PATIENTS))
+    if min_patients < 1:
+        raise UserError(f"--min-patients is {min_patients}: give a whole number of at least 1.")
+    if min_patients < MIN_PATIENTS and not allow_small_cells:
+        raise UserError(
+            f"Cells of fewer than {MIN_PATIENTS} patients may tell who they are, and {min_patients} would show them: give "
+            f"--min-patients {MIN_PATIENTS} or more, or add --allow-small-cells."
+        )
+    return min_patients
+
+
 def made_from(version: Path) -> Json:
-    """What a version was made from: runs (by run id: path, sha256) and the directories of their cells."""
+    """What a version was made from: runs (by run id: path, sha256), the directories of their cells, and min_patients."""
     file = version / MADE_FROM_FILE
     return unsealed(file, file.read_bytes(), "run `whenwhy aggregate` again")
 
@@ -154,7 +190,7 @@ def _connect(file: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
     )
 
 
-def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memory_limit: str) -> None:
+def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memory_limit: str, threshold: int) -> None:
     """rows.duckdb: the tables and views of the contract, verified against the inputs."""
     with _connect(folder / ROWS_FILE, memory_limit) as db:
         vocabulary = vocabulary_of(runs)
@@ -179,6 +215,10 @@ def _build_rows(folder: Path, cells: Cells, runs: Sequence[StageDirectory], memo
         db.register("given_axes", pa.Table.from_pylist([asdict(axis) for axis in cells.axes]))
         db.execute(
             "create table axes as select name as time_axis, width_hours, n_bins, first_bin from given_axes order by 1"
+        )
+        db.execute(
+            f"create table privacy as select {threshold}::integer as min_patients, "
+            f"{threshold < MIN_PATIENTS} as small_cells_allowed"
         )
         define_estimates(db, with_rows=True)
         _verify(db, runs)
@@ -260,112 +300,6 @@ def _insert_rows(db: duckdb.DuckDBPyConnection, run: StageDirectory) -> None:
             from read_parquet({shard}) join vocabulary using (feature_value_id) join codes c using (code)
             group by prediction_id, c.code_number order by prediction_id, c.code_number""",
         )
-
-
-def _build_shareable(folder: Path, memory_limit: str) -> None:
-    """shareable.duckdb: cells, exposure, feature values and runs after suppression."""
-    with _connect(folder / ROWS_FILE, memory_limit) as db:
-        db.execute(f"attach {literal(str(folder / SHAREABLE_FILE))} as shareable")
-        exposure = db.sql("select * from exposure").to_arrow_table()
-        _find_shown_cells(db, exposure)
-        exposure = exposure.filter(pa.array(shown_exposure(exposure)))
-        # A histogram's small counts would undo the suppression. So would what tells absence: counts of steps are not
-        # suppressed, and sums of gradients, as many numbers as the embeddings are wide, differ by a few patients' records.
-        exposure = _without(exposure, ["n_places", "sum_gradient_vector", "sum_static_gradient_vector"])
-        runs = _shareable_runs(db.sql("select * from runs").to_arrow_table())
-        db.register("shown_exposure", exposure)
-        db.register("shown_runs", runs)
-        db.execute(
-            "create table shareable.cells as select * replace (null::map(smallint, bigint) as histogram, "
-            "null::double as sum_gradient) from cells where rowid in (select place from shown_cells) order by rowid"
-        )
-        db.execute("create table shareable.exposure as select * from shown_exposure")
-        db.execute("create table shareable.runs as select * from shown_runs")
-        # A training count is the count of a cell: it is shown where that cell is. An edge is a value that
-        # somebody had: it is shown where both its bins are.
-        db.execute(
-            """create table shareable.feature_values as
-            with shown as (
-                select f.*, exists (
-                    select 1 from shareable.cells c where c.run_id = f.run_id and c.feature_value_id = f.feature_value_id
-                    and c.level = 'value' and c.split = 'train' and c.class = 'all' and c.stratum = 'all'
-                    and c.time_bin is null
-                ) as is_shown from feature_values f
-            ),
-            hidden_edges as (
-                select run_id, code, unnest([low, high]) as edge from shown where not is_shown and bin is not null
-            )
-            select s.* exclude (is_shown, n_train, n_train_patients) replace (
-                    case when isinf(low) or not exists (select 1 from hidden_edges h
-                        where h.run_id = s.run_id and h.code = s.code and h.edge = s.low) then low end as low,
-                    case when isinf(high) or not exists (select 1 from hidden_edges h
-                        where h.run_id = s.run_id and h.code = s.code and h.edge = s.high) then high end as high),
-                case when is_shown then n_train end as n_train,
-                case when is_shown then n_train_patients end as n_train_patients
-            from shown s order by run_id, feature_value_id"""
-        )
-        db.execute("use shareable")
-        # Names alone: the codes of feature_values are all there, and their groups follow from them.
-        db.execute("create table code_groups as select * from rows.code_groups")
-        db.execute("create table axes as select * from rows.axes")
-        db.execute("create table partitions as select * from rows.partitions")
-        define_estimates(db, with_rows=False)
-        db.execute("checkpoint shareable")
-        db.execute("use rows")
-        db.execute("detach shareable")
-    shutil.rmtree(folder / "scratch", ignore_errors=True)
-
-
-def _find_shown_cells(db: duckdb.DuckDBPyConnection, exposure: pa.Table) -> None:
-    """Temporary table shown_cells: the places of the cells that may be shown, found part by part."""
-    db.execute("create temp table shown_cells (place bigint)")
-    parents = db.sql(
-        """select c.code, any_value(f.groups) as parents, c.n::bigint as n from (select code, count(*) as n from cells group by 1) c
-        left join feature_values f on f.code = c.code group by c.code, c.n order by c.code"""
-    ).to_arrow_table()
-    if not parents.num_rows:
-        return
-    names = {
-        name: ", ".join(
-            literal(one) for (one,) in db.execute(f"select distinct {name} from cells order by 1").fetchall()
-        )
-        for name in ("run_id", "target", "split", "class", "stratum", "time_axis", "level", "code")
-    }
-    columns = ", ".join(f"{c}::enum({names[c]}) as {c}" if c in names else c for c in CELL_COLUMNS)
-    cohorts = db.execute("select distinct run_id, target, split from cells order by all").fetchall()
-    for codes in apart(parents, CELLS_AT_ONCE, parents["n"].to_numpy()):
-        db.register("some_codes", pa.table({"code": codes}))
-        for cohort in cohorts:
-            cells = db.sql(
-                f"""select rowid as place, {columns} from cells where run_id = ? and target = ? and split = ?
-                and code in (select code from some_codes)""",
-                params=list(cohort),
-            ).to_arrow_table()
-            shown = cells["place"].filter(pa.array(shown_cells(cells, exposure, parents)))
-            db.register("some_shown", pa.table({"place": shown}))
-            db.execute("insert into shown_cells select place from some_shown")
-        db.unregister("some_codes")
-
-
-def _without(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """The table with nothing in these columns."""
-    for name in names:
-        field = table.schema.field(name)
-        table = table.set_column(table.column_names.index(name), field, pa.nulls(table.num_rows, field.type))
-    return table
-
-
-def _shareable_runs(runs: pa.Table) -> pa.Table:
-    """The runs without counts of patients: a total less the splits that are shown gives one that is hidden."""
-    counts = {"n_predictions", "n_over_tolerance"}
-    rows = []
-    for row in runs.to_pylist():
-        quality = json.loads(row["quality"])
-        quality["folds"] = [
-            {key: value for key, value in fold.items() if not key.startswith("n_")} for fold in quality.get("folds", [])
-        ]
-        rows.append(row | dict.fromkeys(counts) | {"quality": json.dumps(quality, sort_keys=True)})
-    return pa.Table.from_pylist(rows, schema=RUNS)
 
 
 def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:

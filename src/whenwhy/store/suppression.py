@@ -6,16 +6,25 @@ subtraction: so in every line (a margin and the cells that add up to it) either 
 least two cells that hold enough patients together; where that cannot be had, the margin is hidden too.
 A margin that is hidden has a hidden cell in each of its lines, or it would follow by addition.
 Patients recur from cell to cell, so how many different ones hidden cells hold is bounded from below: by the
-largest cell, and by the margin less all that is shown.
+largest cell, and by the margin less all that is shown. What a margin has beyond its cells (events without a time,
+or of predictions that are not on an axis) is one more hidden cell, unless it must be of many patients.
+Lines cross: where the bounds that all of them give still leave a hidden count within 1 to 10, more is hidden.
 
 The lines are those of time (on every axis), classes, strata, values of a code, codes and groups of a group, and codes that
 exclude one another (SEX//F and SEX//M). One more comes of what is derived: who was rightly predicted "true" is who
-is "true" and was predicted so, and who was wrongly predicted is who was predicted any other class.
+is "true" and was predicted so, and who was wrongly predicted is who was predicted any other class. Two classes, two
+predictions and how often they agree make all four counts: right predictions of all are shown with those of each class.
+
+Cells tell who is at risk, too. A code that everybody has (the age, or the code whose first record time is counted
+from) has the very patients of exposure: both are shown, or neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +36,7 @@ from whenwhy.schema import MIN_PATIENTS
 from whenwhy.statistics.cohorts import ALL, CORRECT, PREDICTED
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
 from whenwhy.store.group_lines import group_lines
+from whenwhy.store.lines import Lines
 
 #: What tells one cell or count from another.
 EXPOSURE_KEYS = ["run_id", "target", "split", "class", "stratum", "time_axis", "time_bin"]
@@ -36,35 +46,62 @@ CELL_KEYS = [*EXPOSURE_KEYS, "level", "feature_value_id", "code"]
 CELL_COLUMNS = [*CELL_KEYS, "n_events", "n_patients", "s_nn"]
 
 
-def shown_cells(cells: pa.Table, exposure: pa.Table, parents: pa.Table, threshold: int = MIN_PATIENTS) -> np.ndarray:
+def shown_cells(
+    cells: pa.Table, exposure: pa.Table, exposure_shown: np.ndarray, parents: pa.Table, threshold: int = MIN_PATIENTS
+) -> np.ndarray:
     """Whether each cell may be shown [cell].
 
     Args:
         cells: with `CELL_COLUMNS`; all those of a run, target and split, or of several.
         exposure: of `schema.EXPOSURE`, all of it.
+        exposure_shown: what `shown_exposure` says of it [row of exposure].
         parents: columns code, parents: the groups of each code.
         threshold: the fewest patients of a cell that is shown.
     """
     if not cells.num_rows:
         return np.zeros(0, dtype=bool)
-    patients = cells["n_patients"].to_numpy().astype(np.float64)
-    effective = cells["n_events"].to_numpy().astype(np.float64) ** 2 / cells["s_nn"].to_numpy()
     books = _Books(exposure)
-    keys = _Keys(books.numbers(cells) | _feature_numbers(cells))
-    of_exposure = _Keys(books.numbers(exposure))
-    at_risk = exposure["n_patients"].to_numpy()[of_exposure.find(keys.packed_by(of_exposure.sizes))]
-    lacking = at_risk - patients
-    few = (patients < threshold) | (effective < threshold) | ((lacking > 0) & (lacking < threshold))
+    of_exposure = _Keys(exposure, books.numbers)
+    codes = _codes(cells)
+    keys = _Keys(cells, _feature_numbers(codes) | books.numbers)
+    patients, events, s_nn = (cells[name].to_numpy()[keys.order] for name in ("n_patients", "n_events", "s_nn"))
+    n_cells = len(patients)
+    few = (patients < threshold) | (events.astype(np.float64) ** 2 / s_nn < threshold)
+    # A cell says of those at risk who are not in it as much as of those who are.
+    at_risk = of_exposure.find(of_exposure.packed_of(keys))
+    exposed = of_exposure.values(exposure["n_patients"])
+    exposure_hidden = ~exposure_shown[of_exposure.order]
+    lacking = exposed[at_risk] - patients
+    few |= ((lacking > 0) & (lacking < threshold)) | ((lacking == 0) & exposure_hidden[at_risk])
 
-    lines = _Lines(few, patients)
+    lines = Lines(
+        np.concatenate([few, exposure_hidden]),
+        np.concatenate([patients, exposed]),
+        np.concatenate([events, exposed]),
+        n_cells,
+        threshold,
+    )
+    level, time_bin = keys.column("level"), keys.column("time_bin")
     for axis in range(len(books.names["time_axis"])):
-        dated = (keys["time_axis"] == axis) & (keys["time_bin"] > 0)
-        lines.add(dated, keys.find(keys.packed(time_bin=0, time_axis=books.main_axis)))
+        dated = np.flatnonzero((keys.column("time_axis") == axis) & (time_bin > 0))
+        on_axis = None
+        if axis != books.main_axis:
+            on_axis = exposed[of_exposure.find(of_exposure.changed(at_risk[dated], time_bin=0))]
+        lines.add(dated, keys.find(keys.changed(dated, time_bin=0, time_axis=books.main_axis)), on_axis)
+    _add_beginnings(lines, keys, books, patients)
     _add_cohort_lines(lines, keys, books)
-    lines.add(keys["level"] == _VALUE, keys.find(keys.packed(level=_CODE, feature_value_id=0)))
-    lines.add_apart(*_of_groups(cells, parents, keys))
-    lines.add_without_margin(*_siblings(cells, keys, of_exposure))
-    return ~lines.hidden(threshold)
+    values = np.flatnonzero(level == _VALUE)
+    lines.add(values, keys.find(keys.changed(values, level=_CODE, feature_value_id=0)))
+    of_codes = np.flatnonzero(level == _CODE)
+    for child, group in _of_groups(codes, parents, keys):
+        lines.add(child, group)
+    siblings, family = _siblings(of_codes[time_bin[of_codes] == 0], keys, codes)
+    for one in np.unique(family):
+        of = siblings[family == one]
+        lines.add(of, n_cells + at_risk[of])
+    shown = np.empty(n_cells, dtype=bool)
+    shown[keys.order] = ~lines.hidden()
+    return shown
 
 
 def apart(parents: pa.Table, most: int, sizes: Sequence[int]) -> list[pa.Array]:
@@ -90,27 +127,34 @@ def apart(parents: pa.Table, most: int, sizes: Sequence[int]) -> list[pa.Array]:
     return [pa.array(names[block[part] == number].tolist(), pa.string()) for number in np.unique(block)]
 
 
-def shown_exposure(exposure: pa.Table, threshold: int = MIN_PATIENTS) -> np.ndarray:
+def shown_exposure(
+    exposure: pa.Table, threshold: int = MIN_PATIENTS, told_by_hidden: np.ndarray | None = None
+) -> np.ndarray:
     """Whether each count of patients at risk may be shown [row].
 
     Besides the lines: the counts of a cohort before the prediction fall from all time to the oldest bin, and neighbours
     differ by those whose history ends there; a count is hidden if it differs from the last one shown by a few. So is
     one on another axis: neighbouring bins differ by who enters or leaves, and all time by who is not on the axis.
+
+    Args:
+        told_by_hidden: which rows count the patients of a hidden cell; None: none does.
     """
-    patients = exposure["n_patients"].to_numpy().astype(np.float64)
-    predictions = exposure["n_predictions"].to_numpy().astype(np.float64)
-    few = patients < threshold
     books = _Books(exposure)
-    keys = _Keys(books.numbers(exposure))
-    all_time = keys.find(keys.packed(time_bin=0, time_axis=books.main_axis))
-    cohort = keys.packed(time_bin=0)  # and axis
+    keys = _Keys(exposure, books.numbers)
+    patients, predictions = (keys.values(exposure[name]) for name in ("n_patients", "n_predictions"))
+    few = patients < threshold
+    if told_by_hidden is not None:
+        few |= told_by_hidden[keys.order]
+    every = np.arange(len(few))
+    all_time = keys.find(keys.changed(every, time_bin=0, time_axis=books.main_axis))
+    cohort = keys.changed(every, time_bin=0)  # and axis
+    elsewhere = keys.column("time_axis") != books.main_axis
     last: dict[int, int] = {}
     # Before the prediction first, there and elsewhere all time before the bins.
-    for at in np.lexsort((keys["time_bin"], keys["time_axis"] != books.main_axis, cohort)).tolist():
+    for at in np.lexsort((keys.column("time_bin"), elsewhere, cohort)).tolist():
         if few[at]:
             continue
-        elsewhere = keys["time_axis"][at] != books.main_axis
-        before = last.get(int(cohort[at]), int(all_time[at]) if elsewhere else None)
+        before = last.get(int(cohort[at]), int(all_time[at]) if elsewhere[at] else None)
         if (
             before is not None
             and not few[before]
@@ -120,14 +164,22 @@ def shown_exposure(exposure: pa.Table, threshold: int = MIN_PATIENTS) -> np.ndar
             few[at] = True
         else:
             last[int(cohort[at])] = at
-    lines = _Lines(few, patients)
+    lines = Lines(few, patients, predictions, len(few), threshold)
+    lines.hide_with(keys.find(cohort), every)  # a bin says that all time has at least as many
     _add_cohort_lines(lines, keys, books)
-    return ~lines.hidden(threshold)
+    _add_beginnings(lines, keys, books, patients, all_time_of=keys.column("time_axis"))
+    shown = np.empty(len(few), dtype=bool)
+    shown[keys.order] = ~lines.hidden()
+    return shown
 
 
 # -- keys as whole numbers ------------------------------------------------------------------------
 
-_VALUE, _CODE, _GROUP = range(3)
+#: In the order of their names, as cells lie in a store.
+_CODE, _GROUP, _VALUE = range(3)
+
+#: The numbers of a column's values, and what it takes of them.
+_Numbers = dict[str, Callable[[pa.ChunkedArray], np.ndarray]]
 
 
 class _Books:
@@ -141,12 +193,14 @@ class _Books:
         axes = self.names["time_axis"].to_pylist()
         self.main_axis = axes.index(BEFORE_PREDICTION) if BEFORE_PREDICTION in axes else 0
         self.first_bin = pc.min(exposure["time_bin"]).as_py() or 0
+        self.numbers: _Numbers = {
+            "time_axis": partial(_numbers, names=self.names["time_axis"]),
+            **{name: partial(_numbers, names=names) for name, names in self.names.items() if name != "time_axis"},
+            "time_bin": self._bins,
+        }
 
-    def numbers(self, table: pa.Table) -> dict[str, np.ndarray]:
-        """The columns of `EXPOSURE_KEYS` as numbers."""
-        found = {name: _numbers(table[name], names) for name, names in self.names.items()}
-        time_bin = pc.fill_null(table["time_bin"].cast(pa.int64()), self.first_bin - 1).to_numpy()
-        return found | {"time_bin": time_bin - self.first_bin + 1}
+    def _bins(self, time_bin: pa.ChunkedArray) -> np.ndarray:
+        return _counted(time_bin, self.first_bin)
 
 
 def _numbers(column: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
@@ -161,45 +215,66 @@ def _numbers(column: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
     return np.asarray(pc.index_in(column, value_set=names).to_numpy().astype(np.int64))
 
 
+def _counted(column: pa.ChunkedArray, first: int) -> np.ndarray:
+    """1 for `first`, 2 for the next; 0 for null [row]."""
+    return np.asarray(pc.fill_null(column.cast(pa.int64()), first - 1).to_numpy()) - (first - 1)
+
+
 class _Keys:
-    """A table's keys: columns of numbers, and one number a row that stands for all of them."""
+    """A table's keys in ascending order, a whole number each that stands for all their columns.
 
-    def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self.columns = columns
-        self.sizes = {name: int(column.max(initial=0)) + 2 for name, column in columns.items()}
-        packed = self.packed()
-        self.order = np.argsort(packed)
-        self.sorted = packed[self.order]
+    Attributes:
+        order: the row of the table that each belongs to.
+    """
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.columns[name]
+    def __init__(self, table: pa.Table, numbers: _Numbers) -> None:
+        self.sizes: dict[str, int] = {}
+        packed = np.zeros(table.num_rows, dtype=np.int64)
+        for name, of in numbers.items():
+            number = of(table[name])
+            self.sizes[name] = int(number.max(initial=0)) + 2  # one more, so that -1 is nobody's number
+            packed = packed * self.sizes[name] + number
+        assert np.prod([float(size) for size in self.sizes.values()]) < 2**63
+        self.order = np.argsort(packed, kind="stable")
+        self.packed = packed[self.order]
+        names = list(self.sizes)
+        self.strides = {name: math.prod(self.sizes[n] for n in names[at + 1 :]) for at, name in enumerate(names)}
 
-    def packed(self, **changed: np.ndarray | int) -> np.ndarray:
-        """A whole number for each row, with some columns changed."""
-        return self.packed_by(self.sizes, changed)
+    def values(self, column: pa.ChunkedArray) -> np.ndarray:
+        """A column of the table, in the order of the keys."""
+        return np.asarray(column.to_numpy()[self.order])
 
-    def packed_by(self, sizes: Mapping[str, int], changed: Mapping[str, np.ndarray | int] | None = None) -> np.ndarray:
-        """The same of these columns alone."""
-        assert np.prod([float(size) for size in sizes.values()]) < 2**63
-        packed = np.zeros(len(next(iter(self.columns.values()))), dtype=np.int64)
-        for name, size in sizes.items():
-            number = (changed or {}).get(name)
-            packed = packed * size + (self.columns[name] if number is None else number)
+    def column(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The numbers of one column."""
+        number = self.packed[rows] // self.strides[name] % self.sizes[name]
+        return np.asarray(number.astype(np.int32))
+
+    def changed(self, rows: np.ndarray, **to: np.ndarray | int) -> np.ndarray:
+        """The keys of some rows, with some columns changed."""
+        packed = self.packed[rows]
+        for name, number in to.items():
+            packed += (number - self.column(name, rows).astype(np.int64)) * self.strides[name]
+        return np.asarray(packed)
+
+    def packed_of(self, others: _Keys, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The keys of rows of a table that has more columns, by those of this one."""
+        packed = np.zeros(len(others.packed[rows]), dtype=np.int64)
+        for name, stride in self.strides.items():
+            packed += others.column(name, rows).astype(np.int64) * stride
         return packed
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
-        """The rows that have these numbers; -1: none has."""
-        at = np.minimum(np.searchsorted(self.sorted, wanted), len(self.sorted) - 1)
-        return np.where(self.sorted[at] == wanted, self.order[at], -1)
+        """The rows that have these keys; -1: none has."""
+        at = np.minimum(np.searchsorted(self.packed, wanted), len(self.packed) - 1)
+        return np.where(self.packed[at] == wanted, at, -1)
 
 
-def _feature_numbers(cells: pa.Table) -> dict[str, np.ndarray]:
-    """Level, code and feature value (0: none) as numbers."""
-    levels = pa.array(["value", "code", "group"])
+def _feature_numbers(codes: pa.Array) -> _Numbers:
+    """Code, level and feature value (0: none) as numbers."""
     return {
-        "level": _numbers(cells["level"], levels),
-        "code": _numbers(cells["code"], _codes(cells)),
-        "feature_value_id": pc.fill_null(cells["feature_value_id"].cast(pa.int64()), -1).to_numpy() + 1,
+        "code": partial(_numbers, names=codes),
+        "level": partial(_numbers, names=pa.array(["code", "group", "value"])),
+        "feature_value_id": partial(_counted, first=0),
     }
 
 
@@ -207,122 +282,82 @@ def _codes(cells: pa.Table) -> pa.Array:
     return pc.unique(pc.unique(cells["code"]).cast(pa.string())).sort()
 
 
-def _of_groups(cells: pa.Table, parents: pa.Table, keys: _Keys) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cells of codes and groups, the cell of the group that each adds up to (-1: none), and a number for each sum."""
-    codes = _codes(cells).to_pylist()
-    number = {code: at for at, code in enumerate(codes)}
+def _of_groups(codes: pa.Array, parents: pa.Table, keys: _Keys) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cells of codes and groups, and the cell of the group that each adds up to (-1: none); a group in one sum a time."""
+    number = {code: at for at, code in enumerate(codes.to_pylist())}
     groups = {row["code"]: row["parents"] or [] for row in parents.to_pylist() if row["code"] in number}
-    size = len(codes) + 1  # the last number stands for names that no cell has
-    members = [
-        (level * size + number.get(name, size - 1), number.get(one.group, size - 1), line)
-        for line, one in enumerate(group_lines(groups))
-        for level, names in ((_GROUP, one.subgroups), (_CODE, one.codes))
-        for name in names
-    ]
-    feature, group, line = np.array(members, dtype=np.int64).reshape(-1, 3).T
-    # The cells of each member, of all times and cohorts.
-    of_cell = keys["level"] * size + keys["code"]
-    order = np.argsort(of_cell, kind="stable")
-    first, last = (np.searchsorted(of_cell[order], feature, side=side) for side in ("left", "right"))
-    count = last - first
-    child = order[np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())]
-    first_group, second_group = keys.packed(level=_GROUP, code=0)[child], keys.packed(level=_GROUP, code=1)[child]
-    margin = keys.find(first_group + (second_group - first_group) * np.repeat(group, count))
-    return child, margin, np.repeat(line, count)
+    before: Counter[str] = Counter()
+    sums: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for one in group_lines(groups):
+        if one.group in number:
+            sums[before[one.group]] += [
+                (number[name], level, number[one.group])
+                for level, names in ((_GROUP, one.subgroups), (_CODE, one.codes))
+                for name in names
+                if name in number
+            ]
+        before[one.group] += 1
+    for members in sums.values():
+        code, level, group = np.array(members, dtype=np.int64).reshape(-1, 3).T
+        # Keys are in the order of codes, then levels.
+        low = code * keys.strides["code"] + level * keys.strides["level"]
+        first, last = (np.searchsorted(keys.packed, of) for of in (low, low + keys.strides["level"]))
+        count = last - first
+        child = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
+        yield child, keys.find(keys.changed(child, level=_GROUP, code=np.repeat(group, count)))
 
 
-def _siblings(cells: pa.Table, keys: _Keys, of_exposure: _Keys) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of sibling codes (SEX//F and SEX//M), which add up to the patients at risk, and a number for each such sum."""
-    codes = _codes(cells).to_pylist()
-    prefix = np.array([code.split("//")[0] for code in codes], dtype=object)
-    number = np.unique(prefix.astype(str), return_inverse=True)[1]
-    has_siblings = np.array(["//" in code for code in codes])[keys["code"]]
-    at = np.flatnonzero((keys["level"] == _CODE) & (keys["time_bin"] == 0) & has_siblings)
-    cohort = keys.packed_by(of_exposure.sizes)[at]
-    return at, np.unique(np.stack([cohort, number[keys["code"][at]]]), axis=1, return_inverse=True)[1].reshape(-1)
+def _siblings(all_time: np.ndarray, keys: _Keys, codes: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of sibling codes (SEX//F and SEX//M), which add up to the patients at risk, and which family each is of."""
+    names = codes.to_pylist()
+    family = np.unique(np.array([name.split("//")[0] for name in names], dtype=str), return_inverse=True)[1]
+    code = keys.column("code", all_time)
+    has_siblings = np.array(["//" in name for name in names])[code]
+    return all_time[has_siblings], family[code[has_siblings]]
 
 
 # -- lines ----------------------------------------------------------------------------------------
 
 
-def _add_cohort_lines(lines: _Lines, keys: _Keys, books: _Books) -> None:
+def _add_cohort_lines(lines: Lines, keys: _Keys, books: _Books) -> None:
     """Lines of classes, of each kind of strata, and of what a prediction says of both."""
-    label, stratum = keys["class"], keys["stratum"]
-    lines.add(label > 0, keys.find(keys.packed(**{"class": 0})))
-    to_all = keys.find(keys.packed(stratum=0))
+    label, stratum = keys.column("class"), keys.column("stratum")
+
+    def add(children: np.ndarray, **margin: int) -> None:
+        rows = np.flatnonzero(children)
+        lines.add(rows, keys.find(keys.changed(rows, **margin)))
+
     names = books.names["stratum"].to_pylist()
     kind = np.array([name.partition("=")[0] for name in names])
-    for one in np.unique(kind[1:]):
-        lines.add((stratum > 0) & (kind == one)[stratum], to_all)
     place = {name: at for at, name in enumerate(names)}
-    right, wrong = place.get(f"{CORRECT}=yes"), place.get(f"{CORRECT}=no")
-    if right is None and wrong is None:
-        return
-    to_right, to_wrong = (keys.find(keys.packed(stratum=-1 if of is None else of)) for of in (right, wrong))
+    right, wrong = (place.get(f"{CORRECT}={said}", -2) for said in ("yes", "no"))
+    # Of two classes, how often each is there and is predicted, and how often that is right, tell which is taken for which.
+    rightly = np.flatnonzero((label > 0) & (stratum == right))
+    for of in (right, wrong):
+        if of >= 0:
+            lines.hide_with(rightly, keys.find(keys.changed(rightly, stratum=of, **{"class": 0})))
+    add(label > 0, **{"class": 0})
+    for one in np.unique(kind[1:]):
+        add((stratum > 0) & (kind == one)[stratum], stratum=0)
     classes = books.names["class"].to_pylist()
     as_predicted = np.array([place.get(f"{PREDICTED}={name}", -1) for name in classes])[label]
-    lines.add((label > 0) & (stratum == as_predicted), to_right)
-    lines.add((label > 0) & (kind == PREDICTED)[stratum] & (stratum != as_predicted), to_wrong)
+    if right >= 0:
+        add((label > 0) & (stratum == as_predicted), stratum=right)
+    if wrong >= 0:
+        add((label > 0) & (kind == PREDICTED)[stratum] & (stratum != as_predicted), stratum=wrong)
 
 
-class _Lines:
-    """Cells, those that must be hidden anyway, and the lines among them."""
+def _add_beginnings(
+    lines: Lines, keys: _Keys, books: _Books, patients: np.ndarray, all_time_of: np.ndarray | None = None
+) -> None:
+    """Where time begins at a code, all who have it are in the bin of the beginning: it tells what all time does.
 
-    def __init__(self, few: np.ndarray, patients: np.ndarray) -> None:
-        self.few, self.patients = few, patients
-        self.child: list[np.ndarray] = []
-        self.parent: list[np.ndarray] = []
-        self.line: list[np.ndarray] = []
-        self.n_lines = 0
-        self.beyond = 0
-
-    def add(self, children: np.ndarray, parent: np.ndarray) -> None:
-        """Lines of one kind: whether each cell is a child, and of which margin (-1: of none that is there)."""
-        child = np.flatnonzero(children & (parent >= 0))
-        margin, line = np.unique(parent[child], return_inverse=True)
-        self._take(child, margin[line], line, len(margin))
-
-    def add_apart(self, child: np.ndarray, parent: np.ndarray, line: np.ndarray) -> None:
-        """Lines of which a cell may be in several, told apart by a number besides their margins."""
-        there = parent >= 0
-        child, parent = child[there], parent[there]
-        sums, line = np.unique(line[there] * len(self.few) + parent, return_inverse=True)
-        self._take(child, parent, line, len(sums))
-
-    def add_without_margin(self, child: np.ndarray, line: np.ndarray) -> None:
-        """Lines whose margin is no cell, and always known."""
-        count = int(line.max(initial=-1)) + 1
-        self._take(child, len(self.few) + self.beyond + line, line, count)
-        self.beyond += count
-
-    def _take(self, child: np.ndarray, parent: np.ndarray, line: np.ndarray, count: int) -> None:
-        self.child.append(child)
-        self.parent.append(parent)
-        self.line.append(line + self.n_lines)
-        self.n_lines += count
-
-    def hidden(self, threshold: int) -> np.ndarray:
-        """`few`, and what must be hidden with it so that nothing follows by subtraction [cell]."""
-        child, parent, line = (np.concatenate(parts) for parts in (self.child, self.parent, self.line))
-        patients, n_cells, lines = self.patients, len(self.few), self.n_lines
-        hidden = np.concatenate([self.few, np.zeros(self.beyond, dtype=bool)])
-        parent_of_line = np.zeros(lines, dtype=np.int64)
-        parent_of_line[line] = parent
-        in_margin = np.concatenate([patients, np.zeros(self.beyond)])[parent_of_line]
-        by_size = np.lexsort((child, patients[child], line))  # within a line the smallest cell first
-        while True:
-            gone = hidden[child]
-            count = np.bincount(line[gone], minlength=lines)
-            largest = np.zeros(lines)
-            np.maximum.at(largest, line[gone], patients[child[gone]])
-            less_shown = in_margin - np.bincount(line[~gone], weights=patients[child[~gone]], minlength=lines)
-            together = np.maximum(largest, less_shown)
-            subtracted = (count > 0) & ((count < 2) | (together < threshold)) & ~hidden[parent_of_line]
-            added = (count == 0) & hidden[parent_of_line] & (parent_of_line < n_cells)
-            weak = subtracted | added
-            if not weak.any():
-                return hidden[:n_cells]
-            candidates = by_size[weak[line[by_size]] & ~hidden[child[by_size]]]
-            chosen, first = np.unique(line[candidates], return_index=True)
-            hidden[child[candidates[first]]] = True
-            hidden[parent_of_line[np.setdiff1d(np.flatnonzero(weak), chosen)]] = True
+    Args:
+        all_time_of: the axis of the row's all time; None: that before the prediction.
+    """
+    begins = np.flatnonzero(
+        (keys.column("time_axis") != books.main_axis) & (keys.column("time_bin") == 1 - books.first_bin)
+    )
+    axis = books.main_axis if all_time_of is None else all_time_of[begins]
+    whole = keys.find(keys.changed(begins, time_bin=0, time_axis=axis))
+    lines.add(begins, np.where(patients[begins] == patients[whole], whole, -1))
