@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
@@ -95,52 +89,8 @@ def test_another_seed_gives_another_model(small_run: SmallRun, tmp_path: Path) -
     assert other.content_sha256() != StageDirectory.open(small_run.model).content_sha256()
 
 
-KILLED = (
-    "--hidden", "24", "--layers", "2", "--input-dropout", "0.2", "--members", "2",
-    "--epochs", "40", "--patience", "40", "--inline",
-)  # fmt: skip
-
-
-def finished_epochs(state: Path) -> int:
-    """As a training left it on disk: whatever moment one looks, the file is whole."""
-    if not state.exists():
-        return 0
-    try:
-        with safe_open(state, framework="pt") as file:
-            return int(json.loads(file.metadata()["progress"])["epoch"])
-    except FileNotFoundError:  # the fold was published between two looks
-        return 0
-    except SafetensorError as error:
-        raise AssertionError(f"{state} was there in part") from error
-
-
-def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(small_run: SmallRun, tmp_path: Path) -> None:
-    def command(out: Path) -> list[str]:
-        return [sys.executable, "-m", "whenwhy", "train", str(small_run.sequences), "--out", str(out), *KILLED]
-
-    out, state = tmp_path / "killed", tmp_path / "killed" / "scratch" / "fold-1.safetensors"
-    reached = []
-    for at_least in (3, 12):  # killed twice, the second time after it had gone on
-        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while finished_epochs(state) < at_least:
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert StageDirectory.open(out).missing() == ["fold-1"]
-        reached.append(finished_epochs(state))
-    assert 3 <= reached[0] < reached[1] < 40
-    (tmp_path / "killed" / "scratch" / "fold-1.0123abcd").write_bytes(b"half of a state")
-    for folder in (out, tmp_path / "undisturbed"):
-        assert subprocess.run(command(folder), capture_output=True, check=False).returncode == 0
-    killed, undisturbed = StageDirectory.open(out), StageDirectory.open(tmp_path / "undisturbed")
-    assert killed.entry("fold-1").summary == undisturbed.entry("fold-1").summary
-    assert killed.content_sha256() == undisturbed.content_sha256()
-    assert sorted(path.name for path in out.iterdir()) == ["data", "entries", "manifest.json", "run.json"]
-
-
 def test_going_on_does_not_begin_again(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above would pass too if the state were ignored: here the finished epochs are really not repeated."""
+    """A killed training would end with the same bytes too if its state were ignored: finished epochs are not repeated."""
     from whenwhy.models import fitting
 
     stop_after, epochs = 3, []

@@ -11,8 +11,13 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-#: What every `attribute` imports.
-PRELOADED = ["whenwhy.cli", "whenwhy.attribution.attribute_shards", "whenwhy.attribution.run_summary"]
+#: What every `attribute` and every `train` imports.
+PRELOADED = [
+    "whenwhy.cli",
+    "whenwhy.attribution.attribute_shards",
+    "whenwhy.attribution.run_summary",
+    "whenwhy.models.training",
+]
 
 #: Of prctl: any process may trace this one. Otherwise some systems let only parents do so.
 _PR_SET_PTRACER, _ANY = 0x59616D61, ctypes.c_ulong(-1)

@@ -28,6 +28,7 @@ from runs import (
     trusted_is_whole,
     until,
 )
+from safetensors import SafetensorError, safe_open
 
 from conftest import Command
 from whenwhy.shards import StageDirectory
@@ -135,6 +136,51 @@ def test_nobody_works_on_when_the_driver_was_killed(whenwhy: Command, tmp_path: 
     assert len(prepared().shards) // 2 <= len(entries(out)) < len(prepared().shards)
     trusted_is_whole(out)
     completes(whenwhy, out, SLOW)
+
+
+#: So large that an epoch takes long enough to be killed in, and learned so slowly that what ships comes after the kills.
+TRAINED = (
+    "--hidden", "24", "--layers", "2", "--input-dropout", "0.2", "--members", "2",
+    "--epochs", "30", "--patience", "30", "--learning-rate", "0.0001", "--inline",
+)  # fmt: skip
+
+
+def finished_epochs(state: Path) -> int:
+    """As a training left it on disk: whatever moment one looks, the file is whole."""
+    if not state.exists():
+        return 0
+    try:
+        with safe_open(state, framework="pt") as file:
+            return int(json.loads(file.metadata()["progress"])["epoch"])
+    except FileNotFoundError:  # the fold was published between two looks
+        return 0
+    except SafetensorError as error:
+        raise AssertionError(f"{state} was there in part") from error
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    def training(out: Path) -> Running:
+        return Running(["train", str(prepared().sequences), "--out", str(out), *TRAINED])
+
+    out, state = tmp_path / "killed", tmp_path / "killed" / "scratch" / "fold-1.safetensors"
+    reached = []
+    for at_least in (3, 8):  # killed twice, the second time after it had gone on
+        running = training(out)
+        until(lambda at_least=at_least, running=running: finished_epochs(state) >= at_least or running.over())
+        running.send(signal.SIGKILL)
+        told = running.ended()
+        assert told.status == -signal.SIGKILL, told
+        assert StageDirectory.open(out).missing() == ["fold-1"]
+        reached.append(finished_epochs(state))
+    assert 3 <= reached[0] < reached[1]
+    (tmp_path / "killed" / "scratch" / "fold-1.0123abcd").write_bytes(b"half of a state")
+    for folder in (out, tmp_path / "undisturbed"):
+        assert training(folder).ended().status == 0
+    killed, undisturbed = StageDirectory.open(out), StageDirectory.open(tmp_path / "undisturbed")
+    assert killed.entry("fold-1").summary == undisturbed.entry("fold-1").summary
+    assert reached[1] < killed.entry("fold-1").summary["best_epoch"]
+    assert killed.content_sha256() == undisturbed.content_sha256()
+    assert sorted(path.name for path in out.iterdir()) == ["data", "entries", "manifest.json", "run.json"]
 
 
 @pytest.mark.full
