@@ -42,7 +42,7 @@ def test_ray_and_inline_write_the_same_bytes(small_run: SmallRun, tmp_path: Path
     assert by_ray.content_sha256() == inline.content_sha256()
 
 
-@pytest.mark.parametrize("finished", [1, 3])
+@pytest.mark.parametrize("finished", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_killed_half_way_it_continues_to_the_same_bytes(tmp_path: Path, small_run: SmallRun, finished: int) -> None:
     """The command is killed by SIGKILL once some shards are there, and started again."""
     sequences = tmp_path / "sequences"

@@ -96,7 +96,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     assert done(tmp_path) == keys
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_shards_that_kill_their_workers_are_quarantined(tmp_path: Path, count: int) -> None:
     keys = [f"{i:02d}" for i in range(6)]
     killers = ("00", "03", "05")

@@ -31,9 +31,6 @@ from whenwhy.shards import StageDirectory
 
 SEED = 20_263
 
-#: So often a driver is killed, of two that are at work.
-KILLS = 50
-
 #: A link that made an entry appear, in a trace.
 COMMITTED = re.compile(r"^\d+ +link(?:at)?\(.*entries/(g\d+-\d+)\.json\".*\) = 0$", re.MULTILINE)
 
@@ -119,17 +116,18 @@ def test_changed_settings_are_refused_and_leave_all_as_it_was(
     completes(whenwhy, out)
 
 
-def test_fifty_kills_of_two_drivers_change_nothing(whenwhy: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [12, pytest.param(50, marks=pytest.mark.full)])
+def test_kills_of_two_drivers_change_nothing(whenwhy: Command, tmp_path: Path, kills: int) -> None:
     """One of them killed at a time, at a random moment, and started again at once, until their run is finished."""
     sequences, some = in_many_shards(), random.Random(SEED)
     shards = len(StageDirectory.open(sequences).shards)
     print(f"seed {SEED}")
     killed, runs = 0, 0
-    while killed < KILLS:
+    while killed < kills:
         out, runs = tmp_path / f"attr-{runs}", runs + 1
         asked = arguments(out, sequences=sequences)
         drivers = [Running(asked), Running(asked)]
-        while len(entries(out)) < shards and killed < KILLS:
+        while len(entries(out)) < shards and killed < kills:
             at, done = some.randrange(2), len(entries(out))
             moment = some.choice(["as it starts", "in a shard", "in a shard", "at any time"])
             if moment == "in a shard":
