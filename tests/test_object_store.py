@@ -217,6 +217,7 @@ def test_a_server_that_is_not_there_is_named(
     in_bucket: str, whenwhy: Command, small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # how often botocore asks, and waits between, is its own matter
     command = [
         sys.executable, "-m", "whenwhy", "attribute", str(small_run.sequences), "--model", str(small_run.model),
         "--out", f"{in_bucket}/unreached", "--inline",

@@ -226,14 +226,21 @@ def test_records_without_any_number_or_event_have_ids(small_run: SmallRun) -> No
     assert vocabulary.ids(pa.array([], pa.string()), np.float32([])).tolist() == []
 
 
-def test_shards_may_be_as_small_as_a_patient(small_run: SmallRun, tmp_path: Path) -> None:
-    asked = PrepareSettings("x", strata=("age_band", "sex"), bins=4, shard_size=1)
-    small = prepare(small_run.meds, small_run.labels, tmp_path / "out", asked, INLINE)
-    assert len(small.shards) == sum(1 for _ in rows_of(StageDirectory.open(small_run.sequences)))
-    by_key = [
-        {(r["subject_id"], r["prediction_time"]): r for r in rows_of(s)}
-        for s in (small, StageDirectory.open(small_run.sequences))
-    ]
+def test_shards_may_be_as_small_as_a_patient(tmp_path: Path) -> None:
+    meds = tmp_path / "meds"
+    write_cohort(meds, patients=50, seed=7)
+    small, large = (
+        prepare(
+            meds,
+            meds / "labels" / "outcome",
+            tmp_path / str(size),
+            PrepareSettings("x", strata=("age_band", "sex"), bins=4, shard_size=size),
+            INLINE,
+        )
+        for size in (1, 128)
+    )
+    assert len(small.shards) == sum(1 for _ in rows_of(large)) > len(large.shards)
+    by_key = [{(r["subject_id"], r["prediction_time"]): r for r in rows_of(s)} for s in (small, large)]
     assert by_key[0] == by_key[1]
 
 
