@@ -25,6 +25,9 @@ DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 #: Long enough that only what hangs reaches it.
 PATIENCE_SECONDS = 400.0
 
+#: To ask starts a process, which takes its time from the jobs.
+POLL_SECONDS = 0.2
+
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 
@@ -72,7 +75,7 @@ def until(holds: Callable[[], bool]) -> None:
     late = time.monotonic() + PATIENCE_SECONDS
     while not holds():
         assert time.monotonic() < late, "it never came to hold"
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -96,7 +99,7 @@ def real_slurm(folder: Path) -> Iterator[Slurm]:
     (folder / "munge" / "key").write_bytes(os.urandom(1024))
     (folder / "munge" / "key").chmod(0o600)
     host, user, ports = socket.gethostname().partition(".")[0], getpass.getuser(), free_ports(2)
-    # A requeued job waits until the credential of its last run has expired.
+    # A requeued job waits until the credential of its last run has expired: 5 seconds are the least that Slurm takes.
     (folder / "slurm.conf").write_text(f"""
 ClusterName=whenwhy
 SlurmctldHost={host}(127.0.0.1)
@@ -106,7 +109,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CryptoType=crypto/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=15
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -120,8 +123,8 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=sched_interval=2,bf_interval=2
-KillWait=5
+SchedulerParameters=sched_interval=1,bf_interval=1
+KillWait=2
 MinJobAge=86400
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory=2000 State=UNKNOWN

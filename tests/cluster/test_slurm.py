@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,14 @@ from typing import Any
 import pytest
 
 from cluster.slurm import DAEMONS, SCRIPTS, Slurm, fake_slurm, real_slurm, until
-from conftest import INLINE, SmallRun
+from cohort import write_cohort
+from conftest import INLINE
+from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.shards import StageDirectory
+from whenwhy.statistics import aggregate_cells
+from whenwhy.store import publish_store
 
 #: What is asked of every job: long enough that a signal comes in its midst.
 ASKED = {"METHOD": "shapley", "ATTRIBUTE_OPTIONS": "--option samples=64", "AGGREGATE_OPTIONS": "--time-bin-hours 24"}
@@ -83,22 +86,21 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def cohort(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
-    """The small cohort in many shards."""
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """150 patients in about twenty shards."""
     folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder / "meds", patients=150, seed=7)
     settings = PrepareSettings("the outcome", strata=("age_band", "sex"), bins=4, shard_size=16)
-    prepare(small_run.meds, small_run.labels, folder / "sequences", settings, INLINE)
+    prepare(folder / "meds", folder / "meds" / "labels" / "outcome", folder / "sequences", settings, INLINE)
     train(folder / "sequences", folder / "model", TrainSettings(hidden=8, epochs=1), INLINE)
-    for command in (
-        f"attribute {folder}/sequences --model {folder}/model --out {folder}/attr --inline"
-        f" --method {ASKED['METHOD']} {ASKED['ATTRIBUTE_OPTIONS']}",
-        f"aggregate {folder}/attr --out {folder}/store {ASKED['AGGREGATE_OPTIONS']}",
-    ):
-        subprocess.run([sys.executable, "-m", "whenwhy", *command.split()], check=True, capture_output=True)
+    asked = AttributeSettings("shapley", options={"samples": "64"})
+    attributed = attribute_shards(folder / "sequences", folder / "model", folder / "attr", asked, INLINE)
+    cells = aggregate_cells([folder / "attr"], folder / "store", time_bin_hours=24)
+    publish_store(folder / "store", cells, [folder / "attr"])
     return Cohort(
         folder / "sequences",
         folder / "model",
-        StageDirectory.open(folder / "attr").content_sha256(),
+        attributed.content_sha256(),
         (folder / "store" / "CURRENT").read_text(),
     )
 
