@@ -27,6 +27,7 @@ from whenwhy.schema import CELLS, EXPOSURE
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import Store, open_store, publish_store
+from whenwhy.store.lines import Lines
 from whenwhy.store.suppression import EXPOSURE_KEYS, shown_cells, shown_exposure
 
 
@@ -193,6 +194,18 @@ def test_the_threshold_is_an_option(small_run: SmallRun, tmp_path: Path, whenwhy
     assert len(versions) == 2
     said = one_sentence(whenwhy(*aggregate, "--min-patients", 0, "--allow-small-cells"))
     assert "at least 1" in said
+
+
+# -- the rules, line by line --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("of_margin", "hidden"), [(40, [1]), (60, [])])
+def test_what_a_margin_has_beyond_its_cells_is_a_hidden_cell(of_margin: int, hidden: list[int]) -> None:
+    """Three events beyond two cells of 20 patients are subtracted from nothing, unless 20 more patients have them."""
+    patients, events = np.array([of_margin, 20, 22]), np.array([103, 50, 50])
+    lines = Lines(np.zeros(3, dtype=bool), patients, events, n_cells=3, threshold=FEWEST)
+    lines.add(np.array([1, 2]), np.array([0, 0]))
+    assert np.flatnonzero(lines.hidden()).tolist() == hidden
 
 
 # -- the rules, on tables of any shape ----------------------------------------------------------------
