@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from attack import FEWEST, KEY, NONE, Attack, Line, Published, effective, keyed, keys_of, lines_of, published
 from cohort import write_cohort
@@ -206,6 +207,28 @@ def test_what_a_margin_has_beyond_its_cells_is_a_hidden_cell(of_margin: int, hid
     lines = Lines(np.zeros(3, dtype=bool), patients, events, n_cells=3, threshold=FEWEST)
     lines.add(np.array([1, 2]), np.array([0, 0]))
     assert np.flatnonzero(lines.hidden()).tolist() == hidden
+
+
+def test_bounds_from_crossing_lines_pin_nothing() -> None:
+    """Every row and column is safe by itself, and yet together they would leave a hidden count within 1 to 10."""
+    cells = np.array([[0, 6, 6, 0], [5, 8, 0, 11], [4, 11, 7, 0]])
+    rows, columns = cells.shape
+    numbers = np.concatenate([cells.sum(axis=1), cells.sum(axis=0), cells.ravel()])
+    there = np.flatnonzero(cells.ravel())
+    lines = Lines(numbers < FEWEST, numbers, numbers, n_cells=len(numbers), threshold=FEWEST)
+    lines.add(rows + columns + there, there // columns)
+    lines.add(rows + columns + there, rows + there % columns)
+    hidden = lines.hidden()
+    sums = np.zeros((rows + columns, len(numbers)))
+    sums[np.arange(rows + columns), np.arange(rows + columns)] = -1
+    sums[there // columns, rows + columns + there] = 1
+    sums[rows + there % columns, rows + columns + there] = 1
+    unknown = np.flatnonzero(hidden)
+    right = -sums[:, ~hidden] @ numbers[~hidden]
+    for place in np.flatnonzero((numbers[unknown] > 0) & (numbers[unknown] < FEWEST)):
+        goal = np.eye(len(unknown))[place]
+        low, high = (linprog(sign * goal, A_eq=sums[:, unknown], b_eq=right) for sign in (1, -1))
+        assert low.fun < 1 - 1e-6 or high.status == 3 or -high.fun >= FEWEST - 1e-6, numbers[unknown[place]]
 
 
 # -- the rules, on tables of any shape ----------------------------------------------------------------
