@@ -2,9 +2,9 @@
 --
 -- One row a feature, as class_comparison has it: discoveries first, each by the largest difference of mean contributions
 -- per prediction, with its 95 % interval over patients, who may be in both cohorts. A cohort is a stratum that is ready,
--- or a predicate over predictions, or both; where cohort_a alone is given, the other is everybody else.
+-- or a predicate over predictions, or both; where one predicate alone is given, the other cohort is who does not fulfil it.
 -- Arguments: cohort_a minus cohort_b (predicates over predictions), stratum_a, stratum_b; level, split, class, run, top,
--- min_patients (in each cohort); minimum_effect, in units of the contributions; false_discovery_rate.
+-- min_patients (in either cohort); minimum_effect, in units of the contributions; false_discovery_rate.
 -- Example: whenwhy query STORE cohort_comparison cohort_a="n_steps > 2" top=5
 create or replace temp macro cohort_comparison(
     cohort_a := null, cohort_b := null, stratum_a := 'all', stratum_b := 'all', level := 'code', split := 'held_out',

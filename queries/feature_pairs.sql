@@ -18,6 +18,7 @@ people as (select p.prediction_id, p.subject_id from predictions_for(run, split,
 words as (
     select f.feature_value_id as id, f.code as word, case when level = 'value' then f.feature_value_id end as value_id
     from feature_values f where f.run_id = (select run_id from this)
+        and case when level in ('value', 'code') then true else error('level is value or code here') end
 ),
 ones as (
     select p.subject_id, r.prediction_id, r.step, w.value_id, sum(r.attribution::double) as s

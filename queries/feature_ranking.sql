@@ -1,8 +1,8 @@
 -- Which features vary most, or are most concentrated in time or in some of their values.
 --
 -- One row a feature. variance is that of single contributions; entropy_over_time and entropy_over_values say how evenly
--- the absolute contribution spreads over the time bins before the prediction, and over the feature's values: 0, all of it
--- in one, up to 1, the same in each. Missing where there is no time, or nothing is contributed. Of what may be shown.
+-- the absolute contribution spreads over all time bins before the prediction, and over all of the feature's values: 0, all
+-- of it in one, up to 1, the same in each. Missing where there is no time, or nothing is contributed. Of what may be shown.
 -- Arguments: criterion, 'variance' (the largest first), 'entropy_over_time' or 'entropy_over_values' (the least first);
 -- split, class, stratum, run, top, min_patients.
 -- Example: whenwhy query STORE feature_ranking criterion=entropy_over_time top=5
@@ -12,7 +12,13 @@ create or replace temp macro feature_ranking(
 with known as (
     select c.* from cells c
     where c.split = split and c.class = class and c.stratum = stratum and c.time_axis = 'before_prediction'
-        and c.run_id = coalesce(run::varchar, (select min(run_id) from runs)) and c.n_patients >= min_patients::integer
+        and c.run_id = coalesce(run::varchar, (select min(run_id) from runs))
+),
+places as (
+    select 'time' as over, null::varchar as code, max(a.n_bins) as n from axes a where a.time_axis = 'before_prediction'
+    union all
+    select 'values', f.code, count(*) from feature_values f
+    where f.run_id = coalesce(run::varchar, (select min(run_id) from runs)) group by f.code
 ),
 shares as (
     select 'time' as over, k.code, k.sum_abs / nullif(sum(k.sum_abs) over (partition by k.code), 0) as share
@@ -23,9 +29,10 @@ shares as (
 ),
 entropies as (
     select s.over, s.code,
-        case when count(s.share) = 1 then 0
-            else -sum(case when s.share > 0 then s.share * log2(s.share) else 0 end) / log2(count(s.share)) end as entropy
-    from shares s group by s.over, s.code having count(s.share) > 0
+        case when any_value(p.n) = 1 then 0
+            else -sum(case when s.share > 0 then s.share * log2(s.share) else 0 end) / log2(any_value(p.n)) end as entropy
+    from shares s join places p on p.over = s.over and (p.code is null or p.code = s.code)
+    group by s.over, s.code having count(s.share) > 0
 ),
 told as (
     select e.code, e.description, e.n_patients, e.n_events, e.mean_per_event, e.mean_abs_per_prediction,

@@ -14,4 +14,5 @@ select
     e.code, e.description, e.unit, e.n_patients, e.n_events,
     e.mean_abs_per_prediction, e.mean_per_event, e.mean_per_event_low, e.mean_per_event_high
 from estimates_for(run, level, feature, 'before_prediction', false, split, class, stratum, cohort) e
-where e.n_patients >= min_patients::integer;
+where e.n_patients >= min_patients::integer
+    and case when level in ('code', 'group') then true else error('level is code or group here') end;

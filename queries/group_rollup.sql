@@ -37,7 +37,7 @@ estimated as (
     from estimates_for(run, 'code', null, 'before_prediction', false, split, class, stratum, cohort) e
 ),
 heaviest as (
-    select c.part, c.is_group, count(*) as n_codes, arg_max(e.code, e.mean_abs_per_prediction) as leading_code
+    select c.part, c.is_group, count(*) as n_codes, first(e.code order by e.mean_abs_per_prediction desc nulls last, e.code) as leading_code
     from codes_of c left join estimated e
         on e.level = 'code' and e.code = c.code and e.n_patients >= min_patients::integer
     group by c.part, c.is_group

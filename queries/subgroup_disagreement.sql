@@ -2,7 +2,7 @@
 --
 -- One row a feature, discoveries first, each by the difference of its mean contributions per prediction between the two
 -- subgroups that differ most surely. p_value is that of the pair times the number of pairs (Bonferroni), with the widest
--- possible error where patients recur in several subgroups; q_value is the false discovery rate among all n_tested features,
+-- possible error where patients recur in several subgroups (no test below 60 effective patients in each); q_value is the false discovery rate among all n_tested features,
 -- and is_discovery says whether it is at most false_discovery_rate. signs_differ: the interval of one subgroup lies below
 -- 0, and that of another above.
 -- Arguments: subgroups, the name of a kind of strata; level, split, class, run, top, min_patients (in each subgroup),

@@ -71,6 +71,10 @@ def strata_column(names: Sequence[str], values: Sequence[Sequence[str]], count: 
     return pa.MapArray.from_arrays(offsets, pa.array(list(names) * count, pa.string()), pa.array(flat, pa.string()))
 
 
+#: Names of cohorts that a store makes by itself.
+RESERVED = ("class", "correct", "stratum")
+
+
 def require_strata(
     asked: Sequence[str], static_codes: Collection[str], values: Collection[tuple[str, str]], where: object
 ) -> None:
@@ -84,8 +88,8 @@ def require_strata(
     for name in asked:
         if name == AGE_BAND:
             continue
-        if name.lower() in PREDICTIONS.names:
-            raise UserError(f"A stratum cannot be called '{name}': a store's predictions have a column of that name.")
+        if name.lower() in (*PREDICTIONS.names, *RESERVED) or "=" in name:
+            raise UserError(f"A stratum cannot be called '{name}': a store has that name for something else.")
         if name.lower() not in names:
             raise unknown_name("stratum", name, [AGE_BAND, *names], str(where))
         count = sum(of == name.lower() for of, _ in values)

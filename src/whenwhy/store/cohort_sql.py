@@ -164,24 +164,27 @@ select r.time_bin, {_BOUNDS.replace("{bin}", "r.time_bin")}, count(*) as n_patie
 from risks r cross join axis x group by all
 """
 
-#: Everybody but cohort_a, if only that is given.
-_COHORT_B: Final = "coalesce(cohort_b, '(' || cohort_a || chr(10) || ') is not true', 'true')"
-
 #: Predictions of a cohort. Arguments: run, split, class, stratum, cohort.
 PREDICTIONS_OF_A_COHORT: Final = f"""
 with {_THIS}
-select p.* from predictions p where run_id = (select run_id from this) and split = [[quoted(split)]]
+select predictions.* from predictions where run_id = (select run_id from this) and split = [[quoted(split)]]
     and {_side("", "coalesce(cohort, 'true')")}
 """
 
+
+def _either(own: str, other: str) -> str:
+    """SQL text of a cohort's predicate: its own, or that of all whom the other's leaves out."""
+    return f"coalesce({own}, '(' || {other} || chr(10) || ') is not true', 'true')"
+
+
 #: Two cohorts beside each other, of each feature the sums over patients of either and of both, for all time.
 #: Arguments: run, level, feature, split, class_a, class_b, stratum_a, stratum_b, cohort_a, cohort_b, wanted (whether anybody is).
-#: Without cohort_b it is who is not of cohort_a, if that is given.
+#: Where one cohort alone is given, the other is who is not of it.
 TWO_COHORTS: Final = f"""
 with {_THIS},
 sides as (
-    select prediction_id, subject_id, coalesce({_side("_a", "coalesce(cohort_a, 'true')")}, false) as is_a,
-        coalesce({_side("_b", _COHORT_B)}, false) as is_b
+    select prediction_id, subject_id, coalesce({_side("_a", _either("cohort_a", "cohort_b"))}, false) as is_a,
+        coalesce({_side("_b", _either("cohort_b", "cohort_a"))}, false) as is_b
     from predictions where run_id = (select run_id from this) and split = [[quoted(split)]] and ([[wanted]])
 ),
 people as (from sides where is_a or is_b),
@@ -209,17 +212,21 @@ sums as (
         sum(p.n_a) as n_a, sum(p.n_b) as n_b, sum(p.n_a * p.n_a) as nn_a, sum(p.n_b * p.n_b) as nn_b,
         sum(p.n_a * p.n_a * p.n_a) as nnn_a, sum(p.n_b * p.n_b * p.n_b) as nnn_b,
         sum(s_a) as s_a, sum(s_b) as s_b, sum(s_a * s_a) as s_aa, sum(s_b * s_b) as s_bb, sum(s_a * s_b) as s_ab,
+        sum(s_a * s_a * s_a) as s_aaa, sum(s_b * s_b * s_b) as s_bbb,
         sum(s_a * r.r_a) as s_a_r_a, sum(s_b * r.r_b) as s_b_r_b, sum(s_a * r.r_b) as s_a_r_b, sum(s_b * r.r_a) as s_b_r_a
     from patients p join risks r using (subject_id) group by all
 ),
 means as (select s.s_a / t.r_a as mean_a, s.s_b / t.r_b as mean_b, s.*, t.* rename (r_a as at_risk_a, r_b as at_risk_b)
-    from sums s cross join at_risk t where s.n_a > 0 and s.n_b > 0)
+    from sums s cross join at_risk t where t.r_a > 0 and t.r_b > 0)
 select (select run_id from this) as run_id, code, feature_value_id, n_patients_a, n_patients_b,
-    n_a * n_a / nn_a as effective_a, n_b * n_b / nn_b as effective_b,
-    n_a * nn_a / nnn_a - 1 as degrees_a, n_b * nn_b / nnn_b - 1 as degrees_b, mean_a, mean_b,
+    n_a * n_a / nullif(nn_a, 0) as effective_a, n_b * n_b / nullif(nn_b, 0) as effective_b,
+    n_a * nn_a / nullif(nnn_a, 0) - 1 as degrees_a, n_b * nn_b / nullif(nnn_b, 0) - 1 as degrees_b, mean_a, mean_b,
     variance_of_ratio(mean_a, s_aa, s_a_r_a, r_aa, at_risk_a, patients_a) as variance_a,
     variance_of_ratio(mean_b, s_bb, s_b_r_b, r_bb, at_risk_b, patients_b) as variance_b,
+    skewness_of_ratio(mean_a, s_aa, s_a_r_a, r_aa, s_aaa, at_risk_a) as skewness_a,
+    skewness_of_ratio(mean_b, s_bb, s_b_r_b, r_bb, s_bbb, at_risk_b) as skewness_b,
     (s_ab - mean_b * s_a_r_b - mean_a * s_b_r_a + mean_a * mean_b * r_ab) / (at_risk_a * at_risk_b)
-        * sqrt(patients_a / nullif(patients_a - 1, 0) * (patients_b / nullif(patients_b - 1, 0))) as covariance
+        * sqrt(patients_a / nullif(patients_a - 1, 0) * (patients_b / nullif(patients_b - 1, 0))) as covariance,
+    patients_ab > 0 as patients_shared
 from means
 """

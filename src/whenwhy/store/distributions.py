@@ -1,10 +1,13 @@
-"""Student's t in SQL, which DuckDB does not bring: quantiles for intervals, tails for tests."""
+"""Student's t in SQL, which DuckDB does not bring, and Hall's correction: bounds for intervals, tails for tests."""
 
 from __future__ import annotations
 
 from typing import Final
 
 import duckdb
+
+#: No interval where fewer patients than this, in effect, stand behind a mean.
+FEWEST_EFFECTIVE_PATIENTS: Final = 30
 
 #: erfc(x) = y exp(-x^2 + polynomial(y)), y = 1 / (1 + x / 2): Numerical Recipes, 6.2; relative error below 1.2e-7.
 _ERFC: Final = (
@@ -18,7 +21,7 @@ def define_distributions(db: duckdb.DuckDBPyConnection) -> None:
 
     The first is Cornish and Fisher's expansion, within 1e-6 from 29 degrees on and within 5e-4 from 5 on. The second,
     the probability of more than t, is Hill's (Communications of the ACM 13, 1970, algorithm 395), within a relative
-    1e-6 from 29 degrees on and within 1e-3 from 5 on, wherever float64 holds it.
+    1e-6 from 29 degrees on and within 1e-3 from 5 on, for t up to 12; farther out it tells how small.
 
     Example:
         >>> with duckdb.connect() as db:
@@ -42,6 +45,24 @@ def define_distributions(db: duckdb.DuckDBPyConnection) -> None:
             [{a: degrees - 0.5, t: t, w: (degrees - 0.5) * ln(1 + t * t / degrees)}], lambda v:
                 normal_tail(sign(v.t) * sqrt(v.w) * (((((-0.4 * v.w - 3.3) * v.w - 24) * v.w - 85.5)
                     / (0.8 * v.w * v.w + 100 + 48 * v.a * v.a) + v.w + 3) / (48 * v.a * v.a) + 1)))[1])"""
+    )
+    # Hall's transformation (Annals of Statistics 20, 1992) and its inverse, by sum(u^3) / sum(u^2)^1.5: of what is left of
+    # patients' sums. Few patients hardly tell a skewness, so a bound is the farther one, with the correction or without.
+    db.execute(
+        """create macro without_skewness(quantile, skewness) as (case when abs(skewness) < 1e-6 then quantile
+            else 3 / skewness * (cbrt(1 + skewness * (quantile - skewness / 6)) - 1) end)"""
+    )
+    db.execute(
+        """create macro with_skewness(t, skewness) as (
+            t + skewness * t * t / 3 + skewness * skewness * t * t * t / 27 + skewness / 6)"""
+    )
+    db.execute(
+        """create macro lower_bound(mean, error, quantile, skewness) as (
+            mean - error * greatest(quantile, without_skewness(quantile, skewness)))"""
+    )
+    db.execute(
+        """create macro upper_bound(mean, error, quantile, skewness) as (
+            mean - error * least(-quantile, without_skewness(-quantile, skewness)))"""
     )
 
 

@@ -33,6 +33,7 @@ KNOWN_VALUES = {
     "stratum": "select distinct stratum from cells",
     "stratum_a": "select distinct stratum from cells",
     "stratum_b": "select distinct stratum from cells",
+    "other": "select distinct code from feature_values",
     "within": "select distinct code from cells where level = 'group'",
     "subgroups": "select distinct split_part(stratum, '=', 1) from cells where stratum <> 'all'",
     "split": "select distinct split from cells",
@@ -46,8 +47,8 @@ KNOWN_VALUES = {
 
 
 #: Arguments that count something, that are some number, and that are a predicate over predictions.
-COUNTS = ("top", "min_patients", "lags")
-NUMBERS = ("minimum_effect", "false_discovery_rate", "spike", "measured")
+COUNTS, FROM_NONE = ("top", "min_patients"), ("lags",)
+NUMBERS = ("difference", "minimum_effect", "false_discovery_rate", "spike", "measured")
 PREDICATES = ("cohort", "cohort_a", "cohort_b")
 
 
@@ -97,6 +98,7 @@ class Store:
         if newest < FORMAT_VERSION:
             raise UserError(f"{path} was written by an older whenwhy: run `whenwhy aggregate` again.")
         self._local = threading.local()
+        self._known: dict[tuple[str, str], list[str]] = {}
 
     def close(self) -> None:
         """Let the version go."""
@@ -131,9 +133,7 @@ class Store:
             with self._limited(connection):
                 return connection.sql(text, params=arguments or None).to_arrow_table()
         except duckdb.InterruptException:
-            raise UserError(
-                f"The store {self.path} did not answer within {self.seconds:g} seconds: ask for less, or allow more."
-            ) from None
+            raise self._too_slow() from None
         except (duckdb.Error, pa.ArrowException, OverflowError) as error:
             raise UserError(
                 f"The store {self.path} cannot answer this ({_first_line(error)}): "
@@ -174,12 +174,15 @@ class Store:
                 raise UserError(f"The query {query} needs a value for {name}: leave it out for its default.")
             if name in COUNTS and not (str(value).isdecimal() and int(value) > 0):
                 raise UserError(f"{name} is '{value}': give a whole number of at least 1.")
+            if name in FROM_NONE and not str(value).isdecimal():
+                raise UserError(f"{name} is '{value}': give a whole number, 0 or more.")
             if name in NUMBERS and not _is_number(value):
                 raise UserError(f"{name} is '{value}': give a number of at least 0.")
+        # Defaults too: a store need not have what they name.
+        literal = {name: of.strip("'") for name, of in parameters.items() if of and of.startswith("'")}
+        for name, value in (literal | arguments).items():
             if name in KNOWN_VALUES and value is not None:
-                known_values = KNOWN_VALUES[name]
-                level = {"level": arguments.get("level") or "code"} if "$level" in known_values else None
-                values = [str(v) for v in self._answer(known_values, level).column(0).to_pylist()]
+                values = self._known_values(name, arguments.get("level") or "code")
                 if str(value) not in values:
                     raise unknown_name(name, str(value), values, str(self.path))
         for name in PREDICATES:
@@ -187,6 +190,14 @@ class Store:
                 self._require_predicate(name, str(arguments[name]))
         given = ", ".join(f'"{name}" := ${name}' for name in arguments)
         return self._answer(f"select * from {query}({given})", arguments)
+
+    def _known_values(self, name: str, level: str) -> list[str]:
+        """What an argument may be; a version does not change, so it is looked up once."""
+        if (name, level) not in self._known:
+            query = KNOWN_VALUES[name]
+            told = self._answer(query, {"level": level} if "$level" in query else None)
+            self._known[name, level] = [str(value) for value in told.column(0).to_pylist()]
+        return self._known[name, level]
 
     def _require_predicate(self, name: str, text: str) -> None:
         """Raises `UserError` unless the text is one condition that a prediction may fulfil."""
@@ -198,16 +209,25 @@ class Store:
         try:
             if not text.strip():
                 raise duckdb.ParserException("it is empty")
-            # In two places, so that nothing but one condition fits both.
-            query = f"select count(({text}\n)::boolean) from predictions where ({text}\n)"
+            # In two kinds of brackets, so that nothing but one condition fits both.
+            query = f"select count([{text}\n]::boolean[]) from predictions where ({text}\n)"
             if [one.type for one in duckdb.extract_statements(query)] != [duckdb.StatementType.SELECT]:
                 raise duckdb.ParserException("it is more than one statement")
-            self._connection().execute(query).fetchall()
+            connection = self._connection()
+            with self._limited(connection):
+                connection.execute(query).fetchall()
+        except duckdb.InterruptException:
+            raise self._too_slow() from None
         except duckdb.Error as error:
             told = _first_line(error)
             raise UserError(
                 f"{name} is no predicate over predictions ({told}): write e.g. {name}=\"sex = 'F' and score > 0\"."
             ) from None
+
+    def _too_slow(self) -> UserError:
+        return UserError(
+            f"The store {self.path} did not answer within {self.seconds:g} seconds: ask for less, or allow more."
+        )
 
     @contextmanager
     def _limited(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:

@@ -66,7 +66,7 @@ class Timeline:
                     ("95 % interval", "@event_interval"),
                     ("mean per prediction at risk", "@prediction_words"),
                     ("95 % interval", "@prediction_interval"),
-                    ("patients", "@n_patients{0,0} of @n_at_risk{0,0} at risk"),
+                    ("patients", "@n_patients{0,0} of @n_patients_at_risk at risk"),
                     ("events", "@n_events{0,0}"),
                 ],
             )
@@ -131,7 +131,7 @@ def columns(data: Course | None) -> Columns:
         "fill": fills(rows),
         "n_patients": [row["n_patients"] for row in rows],
         "n_events": [row["n_events"] for row in rows],
-        "n_at_risk": ["" if row["n_at_risk"] is None else f"{row['n_at_risk']:,}" for row in rows],
+        "n_patients_at_risk": [at_risk(row) for row in rows],
         "time": [scale.words(row["time_bin"]) for row in rows],
         "event_words": [signed(row["mean_per_event"]) for row in rows],
         "event_interval": [interval(row["mean_per_event_low"], row["mean_per_event_high"]) for row in rows],
@@ -140,6 +140,11 @@ def columns(data: Course | None) -> Columns:
             interval(row["mean_per_prediction_low"], row["mean_per_prediction_high"]) for row in rows
         ],
     }
+
+
+def at_risk(row: Mapping[str, Any]) -> str:
+    """How many patients were under observation, where that may be shown."""
+    return "" if row["n_patients_at_risk"] is None else f"{row['n_patients_at_risk']:,}"
 
 
 def fills(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -162,7 +167,7 @@ def _table(data: Course, run: Mapping[str, Any]) -> str:
     rows = [
         [
             data.scale.words(row["time_bin"]),
-            "" if row["n_at_risk"] is None else f"{row['n_at_risk']:,}",
+            at_risk(row),
             f"{row['n_patients']:,}",
             f"{row['n_events']:,}",
             signed(row["mean_per_event"]),
@@ -172,7 +177,7 @@ def _table(data: Course, run: Mapping[str, Any]) -> str:
         ]
         for row in data.rows
     ]
-    head = ["Time", "At risk", "Patients", "Events", "Mean per event", "95 % interval"]
+    head = ["Time", "Patients at risk", "Patients", "Events", "Mean per event", "95 % interval"]
     return in_details(
         "The course as a table",
         table(
