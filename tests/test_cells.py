@@ -223,6 +223,16 @@ def test_workers_and_memory_leave_the_content_hash(
     assert [part.path.name for [part] in again.parts.values()] == [part.path.name for [part] in daily.parts.values()]
 
 
+def test_how_much_is_fetched_at_once_leaves_the_content_hash(
+    small_run: SmallRun, daily: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred patients' sums at once, or ten: features and bins are fetched one by one then."""
+    monkeypatch.setattr("whenwhy.statistics.cells.FETCHED_AT_ONCE", 100)
+    monkeypatch.setattr("whenwhy.statistics.cells.ROWS_AT_ONCE", 10)
+    found = aggregate_cells([small_run.attributions], tmp_path, time_bin_hours=24, since=["lab"])
+    assert found.content_sha256() == daily.content_sha256()
+
+
 def test_the_order_of_shards_leaves_the_content_hash(small_run: SmallRun, daily: Cells, tmp_path: Path) -> None:
     """Shards listed backwards give the same cells, and the same run id."""
     backwards = remade(small_run.attributions, tmp_path / "backwards", shards=lambda names: names[::-1])

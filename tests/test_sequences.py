@@ -26,6 +26,7 @@ from whenwhy.events.quantiles import bin_edges
 from whenwhy.events.sequence_batch import EVENTS as EVENT_STREAM
 from whenwhy.events.sequence_batch import STATIC, Sequences
 from whenwhy.events.sequences import TABLE, VOCABULARY, PrepareSettings, prepare
+from whenwhy.events.strata import require_strata
 from whenwhy.models.training import load_sequences
 from whenwhy.shards import StageDirectory
 
@@ -77,6 +78,12 @@ def test_strata_are_those_at_the_prediction(small_run: SmallRun) -> None:
         age = (row["prediction_time"] - born).days // 365.25
         low = 90 if strata["age_band"] == "90+" else int(strata["age_band"].split("-")[0])
         assert low - 1 <= age <= (200 if low == 90 else low + 10)
+
+
+@pytest.mark.parametrize("name", ["class", "Correct", "label", "a=b"])
+def test_strata_are_not_called_as_cohorts_of_a_store_are(name: str) -> None:
+    with pytest.raises(UserError, match=f"A stratum cannot be called '{name}'"):
+        require_strata([name], [f"{name}//yes"], [], "the data")
 
 
 def test_edges_and_counts_come_from_training_patients_alone(small_run: SmallRun) -> None:

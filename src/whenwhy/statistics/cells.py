@@ -26,8 +26,8 @@ from whenwhy.statistics.whole_numbers import LARGE, Limbs, decimals, limbs, limb
 
 VALUE, CODE, GROUP = "value", "code", "group"
 
-#: Patients' sums that are added up together, about, and cells that may be empty.
-ROWS_AT_ONCE, CELLS_AT_ONCE = 30_000, 200_000
+#: Patients' sums that are fetched together, and added up together, about, and cells that may be empty.
+FETCHED_AT_ONCE, ROWS_AT_ONCE, CELLS_AT_ONCE = 1_000_000, 30_000, 200_000
 
 #: A contribution's place in the histogram: 0, or the sign times (97 + floor(4 log2 |contribution|)), at most 256 in
 #: size. Fixed edges, so that histograms merge by addition.
@@ -159,9 +159,8 @@ class _Part:
             self._define_patients(at, axis)
             for time_bin, where in (("time_bin", "time_bin is not null"), ("0::smallint", "true"))[: 2 - (at > 0)]:
                 risk = "risk" if time_bin == "time_bin" else "risk_of_all"
-                values = self._patients("value", time_bin, risk, where)
                 level = VALUE if self.level == CODE else GROUP
-                tables.append(self._added_up(values, level, axis, time_bin == "time_bin"))
+                tables.append(self._cells_of("value", level, axis, time_bin, risk, where))
                 if self.level == CODE:
                     tables += self._of_codes(tables[-1], time_bin, risk, where, axis)
             self.db.execute("drop table patients")
@@ -182,8 +181,24 @@ class _Part:
             group by patient, who, value, code, bin_{at}"""
         )
 
+    def _cells_of(self, feature: str, level: str, axis: TimeAxis, time_bin: str, risk: str, where: str) -> pa.Table:
+        """`schema.CELL_SUMS` by feature ("value" or "code") and bin, or for all time; some features and bins at a time."""
+        place = f"(({feature}::bigint << 16) + {time_bin} + (1 << 15))"
+        counts = self.db.sql(
+            f"select {place} as place, count(*) as n from patients where {where} group by 1 order by 1"
+        ).fetchnumpy()
+        part = np.cumsum(counts["n"]) // FETCHED_AT_ONCE
+        tables = [CELL_SUMS.empty_table()]
+        for number in np.unique(part):
+            places = counts["place"][part == number]
+            these = f"{where} and {place} between {places[0]} and {places[-1]}"
+            tables.append(
+                self._added_up(self._patients(feature, time_bin, risk, these), level, axis, time_bin == "time_bin")
+            )
+        return pa.concat_tables(tables)
+
     def _patients(self, feature: str, time_bin: str, risk: str, where: str) -> _Patients:
-        """The patients' sums by feature ("value" or "code") and bin, or for all time."""
+        """The patients' sums by feature and bin, or for all time."""
         told = f", {risk} as risk" if self.several else ""
         sums = "s, n, s_abs, s_sq, slopes, n_slopes"
         if (feature, time_bin) != ("value", "time_bin"):
@@ -212,8 +227,7 @@ class _Part:
         yield _with_level(alone, CODE)
         numbers = ", ".join(map(str, np.flatnonzero(n_values > 1)))
         if numbers:
-            several = self._patients("code", time_bin, risk, f"{where} and code in ({numbers})")
-            yield self._added_up(several, CODE, axis, time_bin == "time_bin")
+            yield self._cells_of("code", CODE, axis, time_bin, risk, f"{where} and code in ({numbers})")
 
     def _added_up(self, patients: _Patients, level: str, axis: TimeAxis, dated: bool) -> pa.Table:
         """`schema.CELL_SUMS` of a level and axis, in bins or for all time."""
