@@ -90,19 +90,30 @@ class Cells:
     def insert_into(self, db: duckdb.DuckDBPyConnection, name: str, table: str) -> None:
         """A new table of the contract (cells, exposure, recorded_places), of all runs; not there where no run has it.
 
-        Filled a range of codes at a time, and within it in the order of the table's keys.
+        Filled a range of codes at a time, and within it in the order of the table's keys; of cells those of all time come
+        first, and all together, since rankings read no others.
         """
         db.register("bounds", bounds_of(self.axes))
-        there = False
+        if name == CELL_ROWS:
+            self._fill(db, name, "all_time", "time_bin is null", "temp table")
+            db.execute(f"create table {table} as from all_time order by run_id, {ORDER[name]}")
+            db.execute("drop table all_time")
+            self._fill(db, name, table, "time_bin is not null")
+        else:
+            self._fill(db, name, table)
+        db.unregister("bounds")
+
+    def _fill(
+        self, db: duckdb.DuckDBPyConnection, name: str, table: str, where: str = "true", kind: str = "table"
+    ) -> None:
+        """The rows of all runs are in the table, which is made, of this kind, if it is not there."""
         for run_id, parts in self.parts.items():
             entries = [entry for entry in parts[0].shards if name in parts[0].entry(entry).files]
             for entry in entries[:1] if name == PLACE_ROWS else entries:
-                histograms = self._summed(run_id, HISTOGRAM_ROWS, entry) if name == CELL_ROWS else ""
-                query = finished_sql(name, run_id, self._summed(run_id, name, entry), histograms)
-                query += f" order by {ORDER[name]}"
-                db.execute(f"insert into {table} {query}" if there else f"create table {table} as {query}")
-                there = True
-        db.unregister("bounds")
+                histograms = self._summed(run_id, HISTOGRAM_ROWS, entry, where) if name == CELL_ROWS else ""
+                query = finished_sql(name, run_id, self._summed(run_id, name, entry, where), histograms)
+                db.execute(f"create {kind} if not exists {table} as from ({query}) limit 0")
+                db.execute(f"insert into {table} {query} order by {ORDER[name]}")
 
     def table(self, name: str) -> pa.Table:
         """The same as an Arrow table, for one that fits in memory."""
@@ -110,7 +121,7 @@ class Cells:
             self.insert_into(db, name, "found")
             return db.sql("select * from found").to_arrow_table()
 
-    def _summed(self, run_id: str, name: str, entry: str) -> str:
+    def _summed(self, run_id: str, name: str, entry: str, where: str) -> str:
         """The SQL of the sums over all generations of what the first one has in an entry; of places, in all of them."""
         first, *later = self.parts[run_id]
         if name == PLACE_ROWS:
@@ -118,7 +129,7 @@ class Cells:
                 part.file(e, name) for part in self.parts[run_id] for e in part.shards if name in part.entry(e).files
             ]
             return merged_sql(name, f"select * from read_parquet({list_of(every)})")
-        rows = f"select * from read_parquet({list_of([first.file(entry, name)])})"
+        rows = f"select * from read_parquet({list_of([first.file(entry, name)])}) where {where}"
         if not later:
             return rows
         # Others may cut the codes elsewhere.
@@ -126,8 +137,8 @@ class Cells:
         level = entry.partition("-")[0]
         for part in later:
             files = [part.file(e, name) for e in part.shards if e.startswith(level) and name in part.entry(e).files]
-            where = f" where code between {low} and {high}" if level != EXPOSURE_ROWS else ""
-            rows += f" union all select * from read_parquet({list_of(files)}){where}"
+            these = f" and code between {low} and {high}" if level != EXPOSURE_ROWS else ""
+            rows += f" union all select * from read_parquet({list_of(files)}) where {where}{these}"
         return merged_sql(name, rows)
 
 

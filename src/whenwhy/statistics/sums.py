@@ -34,9 +34,9 @@ SUMS = {
 }
 
 
-#: In which order the rows of a table of the contract lie.
+#: In which order the rows of a table of the contract lie: what a question names comes first, so that others are passed over.
 ORDER = {
-    CELL_ROWS: "code, level, feature_value_id, time_axis, split, class, stratum, time_bin",
+    CELL_ROWS: "level, split, class, stratum, time_axis, code, feature_value_id, time_bin",
     EXPOSURE_ROWS: "time_axis, split, class, stratum, time_bin",
     PLACE_ROWS: "feature_value_id, stream, split, class, stratum, time_bin",
 }

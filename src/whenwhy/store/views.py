@@ -146,7 +146,7 @@ def _define_cells(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
     arguments = "run, level, feature, axis, dated, split, class, stratum, cohort"
     ready = f"""select * from ({_READY}) c
         where cohort is null and c.run_id = {_RUN} and c.level = level and (feature is null or c.code = feature)
-            and c.time_axis = axis and (c.time_bin is not null) = dated and c.split = split and c.class = class
+            and c.time_axis = axis and case when dated then c.time_bin is not null else c.time_bin is null end and c.split = split and c.class = class
             and c.stratum = stratum"""
     computed = _computed(db, "cohort_cells", arguments, CELLS_OF_A_COHORT, with_rows).replace("no_rows", f"({_READY})")
     db.execute(
@@ -173,7 +173,7 @@ def _define_risk(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
     db.execute(
         f"""create macro risk_for({arguments}) as table
         select {columns} from exposure e
-        where cohort is null and e.run_id = {_RUN} and e.time_axis = axis and (e.time_bin is not null) = dated
+        where cohort is null and e.run_id = {_RUN} and e.time_axis = axis and case when dated then e.time_bin is not null else e.time_bin is null end
             and e.split = split and e.class = class and e.stratum = stratum
         union all select {columns} from {computed} where cohort is not null"""
     )
