@@ -46,7 +46,8 @@ everywhere as (
 ),
 sums as (
     select q.value_id, q.word, q.other_id, q.lag, count(*) as n_patients, sum(q.joint) as joint, sum(q.joint * q.joint) as jj,
-        sum(q.joint * q.n) as jn, sum(q.s) as s, sum(q.n) as n, sum(q.s * q.s) as ss, sum(q.s * q.n) as sn, sum(q.n * q.n) as nn,
+        sum(q.joint * q.n) as jn, sum(pow(q.joint, 3)) as jjj, sum(q.joint * q.joint * q.n) as jjn,
+        sum(q.joint * q.n * q.n) as jnn, sum(q.s) as s, sum(q.n) as n, sum(q.s * q.s) as ss, sum(q.s * q.n) as sn, sum(q.n * q.n) as nn,
         sum(q.n * q.n * q.n) as nnn,
         -- Of the same patients where the other is not there, alone and beside everywhere.
         sum((p.s - q.s) * q.s) as s_s, sum((p.s - q.s) * q.n) as s_n, sum((p.n - q.n) * q.s) as n_s, sum((p.n - q.n) * q.n) as n_n,
@@ -65,7 +66,11 @@ means as (
 errors as (
     select m.*, m.n * m.n / m.nn as effective, m.n_without * m.n_without / nullif(m.nn_without, 0) as effective_without,
         m.n * m.nn / m.nnn - 1 as degrees, m.n_without * m.nn_without / nullif(m.nnn_without, 0) - 1 as degrees_without,
-        sqrt(variance_of_ratio(m.mean_joint, m.jj, m.jn, m.nn, m.n, m.n_patients)) as error_of_joint,
+        greatest(0, m.jj - 2 * m.mean_joint * m.jn + m.mean_joint * m.mean_joint * m.nn) as squares,
+        sqrt(squares + 2 * greatest(0, m.jjn - 2 * m.mean_joint * m.jnn + m.mean_joint * m.mean_joint * m.nnn) / m.n) / m.n
+            as error_of_joint,
+        (m.jjj - 3 * m.mean_joint * m.jjn + 3 * pow(m.mean_joint, 2) * m.jnn - pow(m.mean_joint, 3) * m.nnn)
+            / nullif(pow(squares, 1.5), 0) as skewness_of_joint,
         sqrt(greatest(0, (m.ss - 2 * m.mean_with * m.sn + m.mean_with * m.mean_with * m.nn) / (m.n * m.n)
             + (m.ss_without - 2 * m.mean_without * m.sn_without + m.mean_without * m.mean_without * m.nn_without)
                 / (m.n_without * m.n_without)
@@ -74,7 +79,7 @@ errors as (
     from means m
 ),
 told as (
-    select e.*, case when e.effective >= 30 then student_t_975(e.degrees) * e.error_of_joint end as half,
+    select e.*, case when e.effective >= 30 then student_t_975(e.degrees) end as t,
         case when least(e.effective, e.effective_without) >= 30 and e.effective_without is not null
             then student_t_975(least(e.degrees, e.degrees_without)) * e.error_of_difference end as half_of_difference
     from errors e
@@ -83,7 +88,8 @@ select
     row_number() over (order by abs(t.joint) desc, t.value_id, t.word, t.other_id, t.lag)::integer as rank,
     t.value_id as feature_value_id, a.low, a.high, t.word as other, t.other_id as other_feature_value_id,
     b.low as other_low, b.high as other_high, t.lag, t.n_patients, t.n::bigint as n_pairs,
-    t.mean_joint, t.mean_joint - t.half as mean_joint_low, t.mean_joint + t.half as mean_joint_high,
+    t.mean_joint, lower_bound(t.mean_joint, t.error_of_joint, t.t, t.skewness_of_joint) as mean_joint_low,
+    upper_bound(t.mean_joint, t.error_of_joint, t.t, t.skewness_of_joint) as mean_joint_high,
     t.mean_with, t.mean_without, t.mean_with - t.mean_without as difference,
     t.mean_with - t.mean_without - t.half_of_difference as difference_low,
     t.mean_with - t.mean_without + t.half_of_difference as difference_high

@@ -632,10 +632,13 @@ def feature_pairs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
         joint = pd.DataFrame([(told[0], told[1] + told[2]) for told in occurrences], columns=["subject", "s"])
         of = joint.groupby("subject")["s"].agg(["sum", "size"])
         mean = of["sum"].sum() / of["size"].sum()
-        variance = ((of["sum"] - mean * of["size"]) ** 2).sum() / len(joint) ** 2 * len(of) / max(1, len(of) - 1)
+        u = of["sum"] - mean * of["size"]
+        variance = (u**2 * (1 + 2 * of["size"] / len(joint))).sum() / len(joint) ** 2
         effective = len(joint) ** 2 / (of["size"] ** 2).sum()
         degrees = len(joint) * (of["size"] ** 2).sum() / (of["size"] ** 3).sum() - 1
-        half = scipy.stats.t.ppf(0.975, degrees) * variance**0.5 if effective >= 30 else math.nan
+        t = scipy.stats.t.ppf(0.975, degrees) if effective >= 30 else math.nan
+        skewness = (u**3).sum() / (u**2).sum() ** 1.5 if (u**2).sum() else math.nan
+        low, high = bounds(mean, variance, skewness, t)
         without, half_of_difference = math.nan, math.nan
         if False in parts:
             without = parts[False][0]
@@ -666,8 +669,8 @@ def feature_pairs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
                 "n_patients": len(patients),
                 "n_pairs": len(occurrences),
                 "mean_joint": mean,
-                "mean_joint_low": mean - half,
-                "mean_joint_high": mean + half,
+                "mean_joint_low": low,
+                "mean_joint_high": high,
                 "mean_with": parts[True][0],
                 "mean_without": without,
                 "difference": difference,
