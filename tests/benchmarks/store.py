@@ -114,7 +114,7 @@ print(json.dumps({"seconds": time.monotonic() - begin, "cells": count}))
 
 def measure(small: bool, folder: Path | None) -> dict[str, float | None]:
     """Rates of the whole aggregation over those of others for the same cells, and peak memory at the largest size."""
-    few, some, many = (20_000, 100_000, 200_000) if small else (400_000, 4_000_000, 100_000_000)
+    few, some, many = (20_000, 100_000, 200_000) if small else (4_000_000, 4_000_000, 100_000_000)
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
 
