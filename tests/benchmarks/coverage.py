@@ -69,7 +69,7 @@ def covered(cohorts: int, seed: int = 1) -> Iterator[Covered]:
     random = np.random.default_rng(seed)
     for counts_kind in COUNTS:
         for effects in EFFECTS:
-            many = _counts(random, counts_kind, (4000, 2000))
+            many = _counts(random, counts_kind, (4 * cohorts, 2000))
             sums = _sums(random, many, effects)
             per_event, per_prediction = sums.sum() / many.sum(), sums.mean()
             found = []
