@@ -15,13 +15,8 @@ create or replace temp macro class_comparison(
     class_a := 'true', class_b := 'false', level := 'code', split := 'held_out', stratum := 'all', run := null,
     top := 20, min_patients := 11, minimum_effect := 0, false_discovery_rate := 0.05, cohort := null
 ) as table
-select
-    row_number() over (
-        order by coalesce(c.q_value <= false_discovery_rate::double, false) desc, abs(c.difference) desc, c.code, c.feature_value_id
-    )::integer as rank,
-    c.code, c.feature_value_id, c.description, c.n_patients_a, c.n_patients_b, c.mean_a, c.mean_b,
-    c.difference, c.difference_low, c.difference_high, c.interval_of, c.p_value, c.q_value, c.n_tested,
-    c.q_value <= false_discovery_rate::double as is_discovery
-from comparison_for(run, level, split, class_a, class_b, stratum, stratum, cohort, cohort, min_patients, minimum_effect) c
-qualify rank <= top::integer
+from comparison_for(
+    run, level, split, class_a, class_b, stratum, stratum, cohort, cohort, min_patients, minimum_effect,
+    false_discovery_rate, top
+)
 order by rank;

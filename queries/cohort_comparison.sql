@@ -10,13 +10,8 @@ create or replace temp macro cohort_comparison(
     cohort_a := null, cohort_b := null, stratum_a := 'all', stratum_b := 'all', level := 'code', split := 'held_out',
     class := 'all', run := null, top := 20, min_patients := 11, minimum_effect := 0, false_discovery_rate := 0.05
 ) as table
-select
-    row_number() over (
-        order by coalesce(c.q_value <= false_discovery_rate::double, false) desc, abs(c.difference) desc, c.code, c.feature_value_id
-    )::integer as rank,
-    c.code, c.feature_value_id, c.description, c.n_patients_a, c.n_patients_b, c.mean_a, c.mean_b,
-    c.difference, c.difference_low, c.difference_high, c.interval_of, c.p_value, c.q_value, c.n_tested,
-    c.q_value <= false_discovery_rate::double as is_discovery
-from comparison_for(run, level, split, class, class, stratum_a, stratum_b, cohort_a, cohort_b, min_patients, minimum_effect) c
-qualify rank <= top::integer
+from comparison_for(
+    run, level, split, class, class, stratum_a, stratum_b, cohort_a, cohort_b, min_patients, minimum_effect,
+    false_discovery_rate, top
+)
 order by rank;

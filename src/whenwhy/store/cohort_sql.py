@@ -12,6 +12,11 @@ from typing import Final
 from whenwhy.statistics.cohorts import ALL, CORRECT
 from whenwhy.statistics.time_axis import AFTER_ANCHOR, BEFORE_PREDICTION, SINCE
 
+#: SQL that complains where a cohort is asked for that only rows could tell.
+NO_ROWS: Final = (
+    "error('A cohort of one''s own needs rows.duckdb, for analysts: ask for one of the cohorts that are ready')"
+)
+
 
 def text_of(template: str) -> str:
     """The SQL of a scalar that gives the template's text.

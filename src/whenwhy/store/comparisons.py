@@ -8,15 +8,11 @@ import duckdb
 
 from whenwhy.statistics.cohorts import ALL
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
-from whenwhy.store.cohort_sql import TWO_COHORTS, text_of
+from whenwhy.store.cohort_sql import NO_ROWS, TWO_COHORTS, text_of
 from whenwhy.store.distributions import FEWEST_EFFECTIVE_PATIENTS
 
 #: No test where fewer patients than this, in effect, stand behind a mean: below, intervals hold less than they say.
 FEWEST_TESTED: Final = 60
-
-OF_ONES_OWN: Final = (
-    "error('A cohort of one''s own needs rows.duckdb, for analysts: ask for one of the cohorts that are ready')"
-)
 
 #: A margin beside 0 that rounding may leave of a variance, as a part of what it is made of.
 _ROUNDING: Final = 1e-12
@@ -123,7 +119,7 @@ left join feature_names n on n.run_id = q.run_id and n.level = level and n.code 
 
 
 def _define_comparison(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
-    """comparison_for: two cohorts, feature by feature, with the difference of their means per prediction at risk.
+    """comparison_for: two cohorts, feature by feature, ranked by the difference of their means per prediction at risk.
 
     Its variance is the sum of both where no patient is in both cohorts; otherwise less twice the covariance, which rows
     tell; and without rows no more than the square of the sum of both standard errors (Cauchy and Schwarz). A feature that
@@ -166,13 +162,20 @@ def _define_comparison(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
         )
         db.execute(
             f"""create macro either_cohorts(run, level, split, {sides}) as table
-            select * from ({known}) where case when cohort_a is null and cohort_b is null then true else {OF_ONES_OWN} end"""
+            select * from ({known}) where case when cohort_a is null and cohort_b is null then true else {NO_ROWS} end"""
         )
     pairs = f"""select * from either_cohorts(run, level, split, {sides})
         where greatest(n_patients_a, n_patients_b) >= min_patients::integer"""
     db.execute(
-        f"""create macro comparison_for(run, level, split, {sides}, min_patients, minimum_effect) as table
-        {_discovered(_judged(pairs, "minimum_effect::double"))}"""
+        f"""create macro comparison_for(run, level, split, {sides}, min_patients, minimum_effect, false_discovery_rate, top) as table
+        select
+            row_number() over (order by coalesce(c.q_value <= false_discovery_rate::double, false) desc, abs(c.difference) desc,
+                c.code, c.feature_value_id)::integer as rank,
+            c.code, c.feature_value_id, c.description, c.n_patients_a, c.n_patients_b, c.mean_a, c.mean_b,
+            c.difference, c.difference_low, c.difference_high, c.interval_of, c.p_value, c.q_value, c.n_tested,
+            c.q_value <= false_discovery_rate::double as is_discovery
+        from ({_discovered(_judged(pairs, "minimum_effect::double"))}) c
+        qualify rank <= top::integer"""
     )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 import duckdb
 
 from whenwhy.statistics.time_axis import BEFORE_PREDICTION
-from whenwhy.store.cohort_sql import CELLS_OF_A_COHORT, PREDICTIONS_OF_A_COHORT, RISK_OF_A_COHORT, text_of
+from whenwhy.store.cohort_sql import CELLS_OF_A_COHORT, NO_ROWS, PREDICTIONS_OF_A_COHORT, RISK_OF_A_COHORT, text_of
 from whenwhy.store.comparisons import define_comparisons
 from whenwhy.store.distributions import FEWEST_EFFECTIVE_PATIENTS, define_distributions
 
@@ -134,10 +134,7 @@ from variances
 def _computed(db: duckdb.DuckDBPyConnection, name: str, arguments: str, template: str, with_rows: bool) -> str:
     """The SQL of a table worked out from rows, or of a complaint."""
     if not with_rows:
-        return (
-            "(select * from no_rows where error('A cohort of one''s own needs rows.duckdb, for analysts: ask for one of the "
-            "cohorts that are ready'))"
-        )
+        return f"(select * from no_rows where {NO_ROWS})"
     db.execute(f"create macro {name}({arguments}) as {text_of(template)}")
     return f"query({name}({arguments}))"
 
