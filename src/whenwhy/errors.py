@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):  # noqa: N818 -- no error: somebody asked for it
-    """A signal asked for a stop. What was finished is kept; the command line exits with status 143."""
+    """A signal asked for a stop: what was finished is kept, and the command line exits with status 143; or a `Stop` did, of a question."""
 
 
 class TimeIsUp(BaseException):

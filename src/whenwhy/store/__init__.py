@@ -2,5 +2,6 @@
 
 from whenwhy.store.open import Store, open_store
 from whenwhy.store.publish import publish_store
+from whenwhy.store.stop import Stop
 
-__all__ = ["Store", "open_store", "publish_store"]
+__all__ = ["Stop", "Store", "open_store", "publish_store"]

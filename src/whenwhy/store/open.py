@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from whenwhy.store.access_log import ACCESS_LOG_FILE, AccessLog
 from whenwhy.store.publish import ROWS_FILE, current_version
 from whenwhy.store.queries import named_queries
 from whenwhy.store.shareable import SHAREABLE_FILE
+from whenwhy.store.stop import limited
 
 #: analyst: rows and everything else. viewer: cells that may be shown.
 Role = Literal["analyst", "viewer"]
@@ -54,6 +54,8 @@ PREDICATES = ("cohort", "cohort_a", "cohort_b")
 
 class Store:
     """One published version. Threads may share it: each gets a connection of its own. `open_store` gives one with a log.
+
+    What is asked within `Stop.watching()` raises `Stopped` once it was stopped.
 
     An answer is an Arrow table: `.to_pandas()` makes it one of pandas, `polars.from_arrow(answer)` one of Polars, which
     has no type for intervals: write `epoch(...)` of one in a SELECT.
@@ -130,7 +132,7 @@ class Store:
             said = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "empty"
             raise UserError(f"A store answers one SELECT and nothing else (this is {said}): write one SELECT.")
         try:
-            with self._limited(connection):
+            with limited(connection, self.seconds):
                 return connection.sql(text, params=arguments or None).to_arrow_table()
         except duckdb.InterruptException:
             raise self._too_slow() from None
@@ -214,7 +216,7 @@ class Store:
             if [one.type for one in duckdb.extract_statements(query)] != [duckdb.StatementType.SELECT]:
                 raise duckdb.ParserException("it is more than one statement")
             connection = self._connection()
-            with self._limited(connection):
+            with limited(connection, self.seconds):
                 connection.execute(query).fetchall()
         except duckdb.InterruptException:
             raise self._too_slow() from None
@@ -228,19 +230,6 @@ class Store:
         return UserError(
             f"The store {self.path} did not answer within {self.seconds:g} seconds: ask for less, or allow more."
         )
-
-    @contextmanager
-    def _limited(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """What takes longer than the time limit is interrupted."""
-        if self.seconds is None:
-            yield
-            return
-        timer = threading.Timer(self.seconds, connection.interrupt)
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     def _tables(self) -> set[str]:
         return set(self._answer("select table_name from duckdb_tables()")["table_name"].to_pylist())
