@@ -429,9 +429,14 @@ def class_comparison(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]
 
 
 def cohort_comparison(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of two strata, or predicates; of a predicate and who does not fulfil it."""
-    common = {key: value for key, value in asked.items() if key in ("split", "class")}
-    cohorts = [common | {"stratum": asked.get(f"stratum_{side}", "all")} for side in "ab"]
+    """Of two classes, strata or predicates; of a predicate and who does not fulfil it."""
+    return compared(truth, asked, sides_of(asked))
+
+
+def sides_of(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The two cohorts that arguments ending in _a and _b name."""
+    common = {key: value for key, value in asked.items() if key == "split"}
+    cohorts = [common | {name: asked.get(f"{name}_{side}", "all") for name in ("class", "stratum")} for side in "ab"]
     for side, cohort in zip("ab", cohorts, strict=True):
         if f"cohort_{side}" in asked:
             cohort["cohort"] = asked[f"cohort_{side}"]
@@ -439,7 +444,7 @@ def cohort_comparison(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any
         cohorts[1]["not_cohort"] = asked["cohort_a"]
     if "cohort_b" in asked and "cohort_a" not in asked:
         cohorts[0]["not_cohort"] = asked["cohort_b"]
-    return compared(truth, asked, cohorts)
+    return cohorts
 
 
 def subgroup_disagreement(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -924,7 +929,9 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             },
             {"stratum_a": "sex=F", "stratum_b": "sex=M", "split": TRAIN, "false_discovery_rate": 0.9},
             {"stratum_a": "correct=yes", "stratum_b": "correct=no", "split": TRAIN, "minimum_effect": 0.0001},
-            {"stratum_a": "age_band=60-69", "class": "true", "split": TRAIN, "min_patients": 1},
+            {"stratum_a": "age_band=60-69", "class_a": "true", "class_b": "true", "split": TRAIN, "min_patients": 1},
+            {"class_a": "true", "stratum_a": "sex=F", "stratum_b": "sex=M", "split": TRAIN},
+            {"class_a": "true", "class_b": "false", "cohort_a": "subject_id % 3 <> 1", "split": TRAIN},
             {"cohort_b": "n_steps >= 2 or label = 'false'", "split": TRAIN, "min_patients": 1},
         ],
     ),
