@@ -41,6 +41,7 @@ COHORTS: dict[str, Callable[[pd.Series], bool]] = {
     "sex = 'F' and score > 0": lambda row: "sex=F" in row["strata"] and row["score"] > 0,
     "n_steps >= 2 or label = 'false'": lambda row: row["n_steps"] >= 2 or row["label"] == "false",
     "subject_id % 3 <> 1": lambda row: row["subject_id"] % 3 != 1,
+    "n_values > 20": lambda row: row["n_values"] > 20,
 }
 
 
@@ -998,6 +999,19 @@ ELSEWHERE = {
     "group_rollup": "test_code_groups.py",
     "drift": "test_queries.py",
     "method_agreement": "test_queries.py",
+    **dict.fromkeys(
+        (
+            "calibration",
+            "confusion",
+            "contribution_profiles",
+            "feature_comparison",
+            "patients",
+            "predictions_over_time",
+            "score_distribution",
+            "sparklines",
+        ),
+        "test_page_queries.py",
+    ),
 }
 CASES = [
     pytest.param(name, asked, id=f"{name}-{'-'.join(map(str, asked.values())) or 'defaults'}")

@@ -40,6 +40,9 @@ KNOWN_VALUES = {
     "level": "select distinct level from cells",
     "criterion": "select unnest(['variance', 'entropy_over_time', 'entropy_over_values'])",
     "axis": "select distinct time_axis from exposure",
+    "label": "select distinct class from cells where class <> 'all'",
+    "order_by": "select unnest(['score', 'lowest score', 'time', 'n_values', 'subject_id'])",
+    "unit": "select unnest(['year', 'month'])",
     "run": "select run_id from runs",
     "run_a": "select run_id from runs",
     "run_b": "select run_id from runs",
@@ -47,7 +50,7 @@ KNOWN_VALUES = {
 
 
 #: Arguments that count something, that are some number, and that are a predicate over predictions.
-COUNTS, FROM_NONE = ("top", "min_patients"), ("lags",)
+COUNTS, FROM_NONE = ("top", "min_patients", "n_bins", "sample"), ("lags", "skip")
 NUMBERS = ("difference", "minimum_effect", "false_discovery_rate", "spike", "measured")
 PREDICATES = ("cohort", "cohort_a", "cohort_b")
 

@@ -54,7 +54,7 @@ def named_queries() -> dict[str, NamedQuery]:
 
     Example:
         >>> sorted(named_queries())[:2]
-        ['absence', 'class_comparison']
+        ['absence', 'calibration']
     """
     found = {}
     for file in sorted(shipped("queries").glob("*.sql")):
