@@ -120,9 +120,8 @@ def killed_with_ray(out: Path) -> tuple[list[psutil.Process], list[psutil.Proces
     """A driver is killed when half of its shards are done: the processes it had, and those that are agents."""
     running = Running(arguments(out, "--workers", "2", options=SLOW))
     half = len(prepared().shards) // 2
-    until(lambda: len(entries(out)) >= half)
+    until(lambda: len(entries(out)) >= half and below(running.pid, AT_WORK))
     everyone, agents = below(running.pid), [process for name in AGENTS for process in below(running.pid, name)]
-    assert below(running.pid, AT_WORK)
     running.send(signal.SIGKILL)
     assert running.ended().status == -signal.SIGKILL
     return everyone, agents
