@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import html
+import io
 import math
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
 
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, UIElement
@@ -25,19 +32,24 @@ from bokeh.models import ColumnDataSource, UIElement
 from conftest import SmallRun
 from whenwhy.errors import UserError
 from whenwhy.server import serve
-from whenwhy.server.answers import Asks
+from whenwhy.server.answers import OVERHEAD, Answers, Question, question
+from whenwhy.server.charts import FADED, TimeFrame
 from whenwhy.server.choices import Choices, choices_of
+from whenwhy.server.cohort import Cohort, recorded_text
 from whenwhy.server.labels import interval, signed, value_labels
 from whenwhy.server.loopback import listen
 from whenwhy.server.pages import pages
 from whenwhy.server.published import Published
+from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.server.session import Session
-from whenwhy.server.state import State, default_state, state_from_address
-from whenwhy.server.time_scale import TimeFrame, TimeScale
-from whenwhy.server.view import View
+from whenwhy.server.state import ORDERS, State, default_state, state_from_address
+from whenwhy.server.time_scale import TimeScale
+from whenwhy.server.view import Tables, Texts, View
 from whenwhy.server.views import About, AtRisk, HeatMap, Ranking, Timeline, ValueEffect
+from whenwhy.server.views.ranking import MEASURES
 from whenwhy.shipped import shipped
 from whenwhy.store import Store, open_store
+from whenwhy.store.open import Role
 
 SERVE = """
 import sys
@@ -56,26 +68,50 @@ def store(small_run: SmallRun) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def choices(store: Store) -> Choices:
+def answers(store: Store) -> Iterator[Answers]:
+    """What the small cohort's store answers viewers."""
+    with ThreadPoolExecutor(2) as pool:
+        yield Answers(store, pool)
+
+
+@pytest.fixture(scope="module")
+def rows(small_run: SmallRun) -> Iterator[Answers]:
+    """What it answers analysts."""
+    opened = open_store(small_run.store, "analyst")
+    with ThreadPoolExecutor(2) as pool:
+        yield Answers(opened, pool)
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def choices(answers: Answers) -> Choices:
     """What it offers."""
-    return choices_of(store)
+    return choices_of(answers)
 
 
 def views(choices: Choices) -> list[View]:
-    """Every view of the Overview that needs no session."""
+    """Every view of the Overview."""
     frame = TimeFrame()
     return [
-        About("version"),
+        About(choices, "version"),
         Ranking(choices, lambda feature: None),
-        HeatMap(choices, frame),
-        AtRisk(frame),
-        Timeline(choices, frame),
-        ValueEffect(choices),
+        HeatMap(choices, frame, lambda condition: None, difference=True),
+        AtRisk(choices, frame),
+        Timeline(choices, frame, lambda condition: None),
+        ValueEffect(choices, lambda condition: None),
     ]
 
 
+def put(view: View, answers: Answers, state: State) -> Texts:
+    """The texts of a view, which shows what is asked."""
+    tables = {name: answers.now(asked) for name, asked in view.questions(state).items()}
+    return view.put(view.read(state, tables))
+
+
 def sources(view: View) -> list[ColumnDataSource]:
-    return [one for one in vars(view).values() if isinstance(one, ColumnDataSource)]
+    return [
+        model for chart in view.charts.values() for model in chart.references() if isinstance(model, ColumnDataSource)
+    ]
 
 
 # -- labels -------------------------------------------------------------------------------------------
@@ -144,8 +180,19 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
     offered = choices.offered[run]
     for feature in offered.features:
         for stratum in offered.strata:
-            state = State(run, offered.splits[0], offered.classes[-1], stratum, feature, 30)
-            assert state_from_address(dict(parse_qsl(state.address)), choices) == (state, [])
+            state = State(
+                run,
+                offered.splits[0],
+                feature,
+                Cohort(offered.classes[-1], stratum),
+                against=Cohort(offered.classes[0]),
+                selected=choices.condition(recorded_text(feature, (2, 3), (0.0, 48.0)), run),
+                other=feature,
+                order="variance",
+                opened=frozenset({"pairs"}),
+                min_patients=30,
+            )
+            assert state_from_address(parse_qs(state.address), choices, choices.condition) == (state, [])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +200,12 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
     [
         ("feature", "labb", "There is no feature 'labb': did you mean 'lab'? The page shows its default instead."),
         ("class", "maybe", "There is no class 'maybe'"),
+        ("order", "alphabet", "There is no order 'alphabet'"),
+        ("against_class", "maybe", "There is no class 'maybe'"),
+        ("where", "where:score > 0", "Conditions of one's own need the rows of patients"),
+        ("where", "recorded:lab", "Conditions of one's own need the rows of patients"),
+        ("selected", "nonsense", "There is no condition 'nonsense'"),
+        ("against", "rest", "There is no reference 'rest'"),
         ("run", "x", "There is no run 'x'"),
         ("min_patients", "10", "min_patients is a whole number from 11 on, not '10': showing 11."),
         ("min_patients", "nan", "min_patients is a whole number"),
@@ -162,7 +215,7 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
 )
 def test_an_unknown_value_is_told_and_becomes_the_default(choices: Choices, name: str, text: str, said: str) -> None:
     """One sentence each."""
-    state, wrong = state_from_address({name: text}, choices)
+    state, wrong = state_from_address({name: [text]}, choices, choices.condition)
     assert state == default_state(choices)
     assert len(wrong) == 1
     assert wrong[0].startswith(said)
@@ -172,30 +225,121 @@ def test_an_unknown_value_is_told_and_becomes_the_default(choices: Choices, name
 # -- views --------------------------------------------------------------------------------------------
 
 
-def test_views_show_every_cohort_and_feature(store: Store, choices: Choices) -> None:
+def test_views_show_every_cohort_and_feature(store: Store, answers: Answers, choices: Choices) -> None:
     """What they put equals what the queries answer, holds no small count, and never fails, also in thin cohorts."""
     run = next(iter(choices.runs))
     made = views(choices)
     shown = 0
     cohorts = store.ask("cohorts").to_pylist()
     everybody = [cohort for cohort in cohorts if cohort["class"] == cohort["stratum"] == "all"]
-    for cohort in [*everybody, *cohorts[::9]]:
+    for number, cohort in enumerate([*everybody, *cohorts[::30]]):
         for feature in choices.offered[run].features:
-            state = State(run, cohort["split"], cohort["class"], cohort["stratum"], feature)
+            own = Cohort(cohort["class"], cohort["stratum"])
+            against = Cohort() if number % 2 else None
+            state = State(run, cohort["split"], feature, own, against=against)
             for view in made:
-                view.put(view.query(store, state))
+                put(view, answers, state)
                 for source in sources(view):
                     for name in ("n_patients", "n_predictions"):
                         assert all(n >= 11 for n in source.data.get(name, []))
-            cells = store.ask("feature_heatmap", feature=feature, **state.cohort).to_pydict()
-            heat_map = next(view for view in made if isinstance(view, HeatMap))
-            assert heat_map.shown.data["mean_per_event"] == cells["mean_per_event"]
+            cells = store.ask("feature_heatmap", feature=feature, **state.of()).to_pydict()
+            heat_map = next(view for view in made if isinstance(view, HeatMap)).panels["cohort"]
+            assert heat_map.shown.data["mean"] == cells["mean_per_event"]
             assert heat_map.mapper.low == -heat_map.mapper.high
             n_bins = TimeScale.of(store.ask("time_bins").to_pylist()).n_bins
             n_values = store.ask("feature_bins", feature=feature).num_rows
             assert len(heat_map.shown.data["x"]) + len(heat_map.hidden.data["x"]) == n_bins * n_values
             shown += len(cells["time_bin"])
     assert shown > 0
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if order != "difference"])
+def test_features_stand_in_the_order_that_is_asked_for(answers: Answers, choices: Choices, order: str) -> None:
+    """The bars are the query's rows; what is not sure is pale."""
+    state = replace(default_state(choices), order=order)
+    ranking = Ranking(choices, lambda feature: None)
+    texts = put(ranking, answers, state)
+    rows = answers.now(ranking.questions(state)["rows"]).to_pylist()
+    assert ranking.source.data["code"] == [row["code"] for row in rows]
+    assert ranking.source.data["value"] == [row[MEASURES[order].value] for row in rows]
+    assert all(html.escape(row["code"]) in texts["ranking_table"] for row in rows)
+    for row, alpha in zip(rows, ranking.source.data["alpha"], strict=True):
+        low, high = MEASURES[order].ends(row)
+        is_measured = order in ("mean", "significance")
+        assert (alpha == 1) == (not is_measured or (low is not None and high is not None and not low <= 0 <= high))
+
+
+def test_two_cohorts_share_a_scale_and_their_difference_has_its_own(rows: Answers) -> None:
+    """Differences stand under the first minus the second, zero in the middle of each scale."""
+    choices = choices_of(rows)
+    state = default_state(choices)
+    state = replace(state, cohort=Cohort("true"), against="rest", order="difference")
+    heat_map = HeatMap(choices, TimeFrame(), lambda condition: None, difference=True)
+    ranking = Ranking(choices, lambda feature: None)
+    for feature in choices.offered[state.run].features:
+        state = replace(state, feature=feature)
+        put(heat_map, rows, state)
+        panels = heat_map.panels
+        assert panels["cohort"].mapper.high == panels["reference"].mapper.high
+        assert all(panel.mapper.low == -panel.mapper.high for panel in panels.values())
+        told = rows.now(heat_map.questions(state)["difference"]).to_pylist()
+        assert panels["difference"].shown.data["mean"] == [row["difference"] for row in told]
+        for row, alpha in zip(told, panels["difference"].shown.data["alpha"], strict=True):
+            assert (alpha == 1) == bool(row["is_different"])
+        ready = rows.now(question("feature_heatmap", feature=feature, **state.of(Cohort("false")))).to_pydict()
+        assert panels["reference"].shown.data["mean"] == pytest.approx(ready["mean_per_event"])
+    put(ranking, rows, state)
+    assert ranking.source.data["alpha"] == [
+        1.0 if row["is_discovery"] else FADED for row in rows.now(ranking.questions(state)["rows"]).to_pylist()
+    ]
+
+
+def test_what_is_marked_reaches_every_view(rows: Answers) -> None:
+    """Its cells are outlined, other bins and ranges fade, and who has it is counted and drawn beside the others."""
+    choices = choices_of(rows)
+    state = default_state(choices)
+    cell = rows.now(question("feature_heatmap", feature=state.feature)).to_pylist()[0]
+    value, time_bin = cell["feature_value_id"], cell["time_bin"]
+    scale = choices.offered[state.run].time
+    text = recorded_text(state.feature, (value,), scale.hours(time_bin, time_bin))
+    state = replace(state, selected=choices.condition(text, state.run))
+    assert state.selected_cohort is not None
+    about, ranking, heat_map, at_risk, timeline, effect = views(choices)
+    texts = put(about, rows, state)
+    whole = rows.now(question("number_at_risk", **state.of(state.selected_cohort))).to_pylist()[-1]
+    assert f"{whole['n_patients']:,} patient" in texts["cohort"]
+    for view in (ranking, heat_map, at_risk, timeline, effect):
+        put(view, rows, state)
+    shown = heat_map.panels["cohort"].shown.data
+    places = list(zip(shown["feature_value_id"], shown["time_bin"], strict=True))
+    assert [place for place, line in zip(places, shown["line"], strict=True) if line != "#ffffff"] == [
+        (value, time_bin)
+    ]
+    for name, data in (("at risk", at_risk.source.data), ("course", timeline.source.data)):
+        assert {t for t, alpha in zip(data["time_bin"], data["alpha"], strict=True) if alpha == 1} == {time_bin}, name
+        assert FADED in data["alpha"], name
+    assert "marked patients" in timeline.source.data["who"]
+    assert "marked patients" in effect.source.data["who"]
+    assert {
+        v for v, a in zip(effect.source.data["feature_value_id"], effect.source.data["alpha"], strict=True) if a == 1
+    } == {value}
+    assert sum(at_risk.marked.data["share"]) > 0
+    assert ranking.marked.data["value"]
+    everybody = dict(zip(ranking.source.data["code"], ranking.source.data["value"], strict=True))
+    assert set(ranking.marked.data["y"]) <= set(ranking.source.data["y"])
+    assert ranking.marked.data["value"] != [
+        everybody[code] for code in list(everybody)[: len(ranking.marked.data["value"])]
+    ]
+
+
+def test_a_viewers_mark_says_where_and_not_who(answers: Answers, choices: Choices) -> None:
+    """No rows are asked for it."""
+    state = default_state(choices)
+    marked = replace(state, selected=choices.condition(recorded_text(state.feature, (), (0.0, 1e9)), state.run))
+    assert marked.selected_cohort is None
+    for view in views(choices):
+        assert view.questions(marked).keys() == view.questions(state).keys()
+        put(view, answers, marked)
 
 
 def test_views_hold_no_sql() -> None:
@@ -217,7 +361,7 @@ def test_a_version_published_later_is_seen_by_new_sessions(small_run: SmallRun, 
     """And the same one stays open otherwise."""
     copy = tmp_path / "store"
     shutil.copytree(small_run.store, copy)
-    published = Published(copy, "viewer")
+    published = Published(copy, "viewer", ThreadPoolExecutor(1))
     first = published.now()
     assert published.now() is first
     other = copy / "versions" / "another"
@@ -227,71 +371,250 @@ def test_a_version_published_later_is_seen_by_new_sessions(small_run: SmallRun, 
     assert first.store.ask("runs").num_rows == 1, "a session that has begun keeps its version"
 
 
+# -- answers ------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """A store whose answers wait until they are let go, and that counts its questions."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.go = threading.Event()
+
+    def ask(self, query: str, **arguments: Any) -> pa.Table:
+        self.asked.append(query)
+        assert self.go.wait(10)
+        return pa.table({"query": [query]})
+
+
+def test_sessions_that_ask_the_same_wait_for_one_answer() -> None:
+    """And later ones have it at once."""
+    slow: Any = Slow()
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(4) as pool:
+            answers = Answers(slow, pool)
+            tasks = [asyncio.create_task(answers.answer(question("runs"))) for _ in range(5)]
+            await asyncio.sleep(0.05)
+            slow.go.set()
+            assert {(await task)["query"][0].as_py() for task in tasks} == {"runs"}
+            await answers.answer(question("runs"))
+        assert slow.asked == ["runs"]
+
+    asyncio.run(ask())
+
+
+def test_a_question_goes_on_while_anybody_waits_and_is_stopped_when_nobody_does(small_run: SmallRun) -> None:
+    """The store is interrupted in the midst of it; another who asks the same is answered."""
+    store = Store(small_run.store, "analyst")
+    # So slow that it never ends of itself.
+    slow = {"cohort": "(select sum(a.range * b.range) from range(10000000) a, range(10000000) b) is null", "top": 3}
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            answers = Answers(store, pool)
+            answers.now(question("runs"))
+            first, second = (asyncio.create_task(answers.answer(question("top_features", **slow))) for _ in range(2))
+            await asyncio.sleep(0.2)
+            first.cancel()
+            await asyncio.sleep(0.2)
+            assert not second.done(), "the other still waits"
+            second.cancel()
+            begin = time.monotonic()
+            for _ in range(2):  # as many as there are threads: none is held up
+                assert (await asyncio.wait_for(answers.answer(question("top_features", top=2)), 20)).num_rows == 2
+            assert time.monotonic() - begin < 20
+
+    asyncio.run(ask())
+    store.close()
+
+
+def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    """The answers that were not asked for longest go first."""
+    monkeypatch.setattr("whenwhy.server.answers.KEPT_BYTES", 12_000)
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            answers = Answers(store, pool)
+            for top in range(1, 20):
+                await answers.answer(question("top_features", top=top))
+            assert 0 < answers._bytes <= 12_000
+            assert answers._bytes == sum(table.nbytes + OVERHEAD for table in answers._kept.values())
+            assert question("top_features", top=19) in answers._kept
+            assert question("top_features", top=1) not in answers._kept
+
+    asyncio.run(ask())
+
+
 # -- sessions -----------------------------------------------------------------------------------------
 
 
 class Answering:
     """A view that answers with its state's feature, or cannot."""
 
-    roots: ClassVar[dict[str, UIElement]] = {}
+    name, exported = "answering", "runs"
+    charts: ClassVar[dict[str, UIElement]] = {}
 
     def __init__(self, fault: Exception | None = None) -> None:
         self.fault, self.shown = fault, list[str]()
 
-    def query(self, store: Asks, state: State) -> str:
+    def questions(self, state: State) -> dict[str, Question]:
+        return {"runs": question("runs")}
+
+    def read(self, state: State, tables: Tables) -> str:
         if self.fault:
             raise self.fault
         return state.feature
 
-    def put(self, data: str) -> None:
+    def put(self, data: str) -> Texts:
         self.shown.append(data)
+        return {"answering_heading": data}
 
 
-def session_of(small_run: SmallRun, pool: ThreadPoolExecutor, view: Answering) -> Session:
-    session = Session(Document(), Published(small_run.store, "viewer").now(), pool, {})
-    session.begin([view])
-    return session
+@contextmanager
+def session_of(store: Path, view: Any, role: Role = "viewer") -> Iterator[Session]:
+    with ThreadPoolExecutor(2) as pool:
+        session = Session(Document(), Published(store, role, pool).now(), pool, {}, SavedCohorts(store))
+        session.begin([view])
+        yield session
 
 
-def turn(session: Session) -> None:
-    """The next tick of a session, as the server would give it."""
-    for callback in session.document.session_callbacks:
-        done = callback.callback()
-        if asyncio.iscoroutine(done):
-            asyncio.run(done)
+def settle(session: Session) -> dict[str, Any]:
+    """What the page has been told once the session has nothing left to do."""
+
+    async def turn() -> None:
+        while True:
+            for callback in session.document.session_callbacks:
+                done = callback.callback()
+                if asyncio.iscoroutine(done):
+                    await done
+            await asyncio.gather(*session._tasks, return_exceptions=True)
+            if not session.document.session_callbacks:
+                break
+
+    asyncio.run(turn())
+    return dict(session.told.tags[0])
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [(ValueError("secret"), "the server's log says why"), (UserError("Do this."), "Do this.")]
+    ("fault", "said", "status"),
+    [
+        (ValueError("secret"), "the server's log says why", "failed"),
+        (UserError("Do <this>."), "Do <this>.", "ready"),
+    ],
 )
 def test_a_failure_shows_words(
-    small_run: SmallRun, caplog: pytest.LogCaptureFixture, fault: Exception, said: str
+    small_run: SmallRun, caplog: pytest.LogCaptureFixture, fault: Exception, said: str, status: str
 ) -> None:
     """The page says that it failed; the log has the trace, and the page does not."""
-    with ThreadPoolExecutor(1) as pool:
-        session = session_of(small_run, pool, Answering(fault))
-        turn(session)
-        turn(session)
-    assert session.status.text == "failed"
-    assert said in html.unescape(session.notice.text)
-    assert session.notice.visible
-    assert "secret" not in session.notice.text
+    with session_of(small_run.store, Answering(fault)) as session:
+        told = settle(session)
+    assert told["status"] == status
+    assert html.escape(said, quote=True) in told["texts"]["answering_words"]
+    assert "secret" not in str(told)
     assert ("secret" in caplog.text) == isinstance(fault, ValueError)
 
 
 def test_a_stale_answer_is_dropped(small_run: SmallRun) -> None:
     """Only what was chosen last is shown, and its address is told."""
     view = Answering()
-    with ThreadPoolExecutor(1) as pool:
-        session = session_of(small_run, pool, view)
+    with session_of(small_run.store, view) as session:
         other = max(set(session.version.choices.offered[session.state.run].features) - {session.state.feature})
-        session.choose(feature=other)
-        assert session.status.text == "loading …"
-        turn(session)
-        turn(session)
+        session.act("choose", {"name": "feature", "value": other})
+        assert session.told.tags[0]["status"] == "loading"
+        told = settle(session)
     assert view.shown == [other]
-    assert session.status.text == "ready"
-    assert session.status.tags == [session.state.address]
+    assert told["status"] == "ready"
+    assert told["state"]["address"] == session.state.address
+
+
+def test_what_is_told_before_the_page_is_open_is_one_message(small_run: SmallRun) -> None:
+    """A page that opens late misses nothing; later messages hold only what is new."""
+    with session_of(small_run.store, Answering()) as session:
+        told = settle(session)
+        assert told["texts"]["answering_heading"] == session.state.feature
+        session._opened()
+        session.act("search", {"text": ""})
+        assert session.told.tags[0]["texts"] == {}
+
+
+@pytest.mark.parametrize(
+    ("action", "told", "said"),
+    [
+        ("fly", {}, "There is no action 'fly'"),
+        ("choose", {"name": "feature", "value": "x" * 200}, "There is no feature"),
+        ("choose", {"name": "min_patients", "value": "1"}, "There is no choice 'min_patients'"),
+        ("choose", {}, "could not be answered"),
+        ("add", {"condition": "where:score > 0"}, "analysts alone"),
+        ("compare", {"with": "rest"}, "Nobody is left beside everybody"),
+        ("compare", {"with": "class:maybe"}, "There is no cohort 'class:maybe'"),
+        ("keep", {}, "Nothing is marked"),
+        ("load", {"name": "nobody"}, "There is no saved cohort 'nobody'"),
+        ("save", {"name": "../x"}, "cannot be a cohort's name"),
+        ("open", {"part": "door", "is_open": True}, "There is no part 'door'"),
+        ("select", {"condition": "where:score > 0"}, "analysts alone"),
+    ],
+)
+def test_an_action_that_cannot_be_is_told_in_words(
+    small_run: SmallRun, action: str, told: dict[str, Any], said: str
+) -> None:
+    """The state stays as it was."""
+    with session_of(small_run.store, Answering()) as session:
+        settle(session)
+        before = session.state
+        session.act(action, told)
+        assert said in html.unescape(session.told.tags[0]["texts"]["notice"])
+        assert session.state == before
+
+
+def test_an_analyst_builds_a_cohort_and_compares_it(small_run: SmallRun, tmp_path: Path) -> None:
+    """Conditions add up, go again, get a name, and are compared with who is left."""
+    copy = tmp_path / "store"
+    shutil.copytree(small_run.store, copy)
+    with session_of(copy, Answering(), "analyst") as session:
+        for text in ("where:score > 0", "range:n_steps@2.."):
+            session.act("add", {"condition": text})
+        assert session.state.cohort.predicate == "(score > 0) and (n_steps >= 2.0)"
+        session.act("remove", {"condition": "where:score > 0"})
+        session.act("save", {"name": "two steps"})
+        assert session.state.cohort.predicate == "((n_steps >= 2.0))"
+        assert "where=saved%3Atwo+steps" in session.state.address
+        session.act("compare", {"with": "rest"})
+        counts = [
+            session.version.store.ask("number_at_risk", **session.state.of(cohort)).to_pylist()[-1]["n_predictions"]
+            for cohort in (session.state.cohort, session.state.reference, Cohort())
+        ]
+        assert counts[0] + counts[1] == counts[2]
+        found, wrong = state_from_address(parse_qs(session.state.address), session.version.choices, session.condition)
+        assert (found, wrong) == (session.state, [])
+        session.act("add", {"condition": "where:subject_id = 3"})
+        assert "names single patients" in session.told.tags[0]["texts"]["notice"]
+        session.act("clear", {})
+        assert session.state == default_state(session.version.choices)
+        assert [saved.names for saved in (session.saved, SavedCohorts(copy))] == [["two steps"]] * 2
+        session.act("forget", {"name": "two steps"})
+        assert session.saved.names == []
+
+
+def test_csv_is_what_the_store_answers(small_run: SmallRun) -> None:
+    """Below lines that say what it is, and with nothing that a viewer may not see."""
+    with session_of(small_run.store, Answering()) as session:
+        settle(session)
+        frame = TimeFrame()
+        view = HeatMap(session.version.choices, frame, session.mark)
+        session._views = [view]
+        session.act("csv", {"view": "heat_map"})
+        content = settle(session)["csv"]["content"]
+        lines = content.splitlines()
+        comments = [line for line in lines if line.startswith("#")]
+        assert any(session.version.name in line for line in comments)
+        assert any("held-out patients" in line for line in comments)
+        assert "# contribution to this model's prediction, not a cause" in comments
+        asked = session.version.store.ask("feature_heatmap", feature=session.state.feature, **session.state.of())
+        told = pyarrow.csv.read_csv(io.BytesIO("\n".join(lines[len(comments) :]).encode()))
+        assert told["n_patients"].to_pylist() == asked["n_patients"].to_pylist()
+        assert told["mean_per_event"].to_pylist() == pytest.approx(asked["mean_per_event"].to_pylist())
+        assert f"# rows: {asked.num_rows}" in comments
 
 
 # -- who is served ------------------------------------------------------------------------------------

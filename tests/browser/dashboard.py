@@ -33,7 +33,7 @@ ALLOWED = re.compile(r"GPU stall due to ReadPixels|GL Driver Message")
 SOURCES = """() => {
   const found = {}
   for (const model of Bokeh.documents[0]._all_models.values())
-    if (model.type === "ColumnDataSource")
+    if (model.type === "ColumnDataSource" && model.name)
       found[model.name] = Object.fromEntries(
         [...(model.data instanceof Map ? model.data : Object.entries(model.data))].map(([k, v]) => [k, Array.from(v)]))
   return found
@@ -90,7 +90,8 @@ class Opened:
 
     def ready(self) -> None:
         """Nothing; the page says that it is ready and Bokeh has drawn everything."""
-        self.page.locator(".status").get_by_text("ready", exact=True).wait_for(timeout=20_000)
+        self.page.wait_for_timeout(50)  # an action needs a moment until the page says that it is loading
+        self.page.wait_for_function("() => document.documentElement.dataset.status === 'ready'", timeout=20_000)
         self.page.wait_for_function("() => window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
 
     def picture(self) -> bytes:
@@ -106,11 +107,23 @@ class Opened:
 
     def choose(self, label: str, value: str) -> None:
         """Nothing; a control has been changed and the page has followed."""
-        control = self.page.get_by_label(label, exact=True)
-        words = [text for text in control.locator("option").all_inner_texts() if _means(text, value)]
-        assert len(words) == 1, words
-        control.select_option(label=words[0])
+        if label == "Feature":
+            self.search(value)
+        else:
+            self.page.get_by_role("combobox", name=label, exact=True).select_option(value)
         self.follow(label, value)
+
+    def search(self, code: str) -> None:
+        """Nothing; a feature has been looked for by its code, and taken."""
+        field = self.page.get_by_role("combobox", name="Feature", exact=True)
+        field.fill(code)
+        self.page.wait_for_function(
+            "(code) => [...document.querySelectorAll('#features option')].some((one) => one.value === code || one.value.endsWith(`(${code})`))",
+            arg=code,
+        )
+        told = self.page.locator("#features option").evaluate_all("(all) => all.map((one) => one.value)")
+        field.fill(next(words for words in told if words == code or words.endswith(f"({code})")))
+        field.press("Enter")
 
     def follow(self, label: str, value: str) -> None:
         """Nothing; the page's address shows a choice and its views are put."""
@@ -143,11 +156,6 @@ class Opened:
         return self.page.evaluate(
             "([model, name]) => Bokeh.documents[0].get_model_by_name(model)[name]", arg=[model, name]
         )
-
-
-def _means(words: str, value: str) -> bool:
-    """Whether an option's words stand for a value: "HDL cholesterol (hdl)" for hdl, "death: true" for true."""
-    return words == value or words.endswith((f"({value})", f": {value}"))
 
 
 @contextmanager

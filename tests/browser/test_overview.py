@@ -74,11 +74,13 @@ def agrees(page: Opened, store: Store, feature: str, **cohort: Any) -> None:
     """Every source in the browser equals the query behind it."""
     sources = page.sources()
     ranked = store.ask("top_features", **cohort).to_pydict()
-    for name in ("code", "mean_abs_per_prediction", "n_patients", "n_events"):
+    assert sources["ranking_bars"]["value"] == ranked["mean_abs_per_prediction"]
+    for name in ("code", "n_patients"):
         assert sources["ranking_bars"][name] == ranked[name], name
     cells = store.ask("feature_heatmap", feature=feature, **cohort).to_pydict()
-    for name in ("feature_value_id", "time_bin", "mean_per_event", "n_patients", "n_events"):
-        assert sources["heat_map_cells"][name] == cells[name], name
+    assert sources["heat_map_cohort"]["mean"] == cells["mean_per_event"]
+    for name in ("feature_value_id", "time_bin", "n_patients", "n_events"):
+        assert sources["heat_map_cohort"][name] == cells[name], name
     risk = [row for row in store.ask("number_at_risk", **cohort).to_pylist() if row["time_bin"] is not None]
     assert sources["at_risk_counts"]["time_bin"] == [row["time_bin"] for row in risk]
     assert sources["at_risk_counts"]["n_patients"] == [row["n_patients"] for row in risk]
@@ -115,11 +117,11 @@ def test_page_shows_what_the_store_answers(chromium: Browser, url: str, store: S
         page.open(at(feature=feature))
         assert page.page.get_by_text(re.compile(f"^{SENTENCE}$", re.IGNORECASE)).is_visible()
         agrees(page, store, feature)
-        low, high = page.attribute("heat_map_colors", "low"), page.attribute("heat_map_colors", "high")
-        means = page.sources()["heat_map_cells"]["mean_per_event"]
+        low, high = page.attribute("heat_map_cohort_colors", "low"), page.attribute("heat_map_cohort_colors", "high")
+        means = page.sources()["heat_map_cohort"]["mean"]
         assert low == -high
         assert high == max(map(abs, means))
-        palette = page.attribute("heat_map_colors", "palette")
+        palette = page.attribute("heat_map_cohort_colors", "palette")
         assert len(palette) % 2 == 1
         blue, zero, red = (palette[i] for i in (0, len(palette) // 2, -1))
         shades = [[(c >> s) & 255 for s in (16, 8, 0)] for c in (int(str(c).lstrip("#")[:6], 16) for c in (blue, red))]
@@ -141,20 +143,20 @@ def test_heat_map_is_drawn_in_the_colours_of_its_numbers(chromium: Browser, url:
     with opened(chromium, url) as page:
         page.open(at(feature=feature))
         sources = page.sources()
-        shown, hidden = sources["heat_map_cells"], sources["heat_map_hidden"]
+        shown, hidden = sources["heat_map_cohort"], sources["heat_map_cohort_hidden"]
         pixels = picture(page, "heat_map")
         height, width, _ = pixels.shape
         columns = 1 + max(max(shown["time_bin"]), *(int(-x - 0.5) for x in hidden["x"] or [-0.5]))
         rows = 1 + int(max(shown["y"] + hidden["y"]))
-        limit = page.attribute("heat_map_colors", "high")
+        limit = page.attribute("heat_map_cohort_colors", "high")
 
         def middle(x: float, y: float) -> np.ndarray:
             right, up = width * (x + columns) / columns, height * (1 - (y + 0.5) / rows)
             return pixels[int(up) - 3 : int(up) + 4, int(right) - 3 : int(right) + 4].reshape(-1, 3).mean(0)
 
-        for x, y, mean in zip(shown["x"], shown["y"], shown["mean_per_event"], strict=True):
+        for x, y, mean, alpha in zip(shown["x"], shown["y"], shown["mean"], shown["alpha"], strict=True):
             red, _, blue = middle(x, y)
-            if abs(mean) > 0.1 * limit:
+            if abs(mean) > 0.1 * limit and alpha == 1:
                 assert (red > blue) == (mean > 0), (x, y, mean)
         for x, y in zip(hidden["x"], hidden["y"], strict=True):
             shade = middle(x, y)
@@ -186,7 +188,7 @@ def test_a_bar_a_row_and_a_control_choose_the_feature(chromium: Browser, url: st
         page.page.mouse.click(place["x"], place["y"])
         page.follow("Feature", codes[1])
         agrees(page, store, codes[1])
-        page.page.get_by_role("table").filter(has_text="Mean |contribution|").get_by_role("link").nth(0).click()
+        page.page.get_by_role("table").filter(has_text="Mean size").get_by_role("button").nth(0).click()
         page.follow("Feature", codes[0])
         agrees(page, store, codes[0])
         feature = timed(store)
@@ -301,9 +303,9 @@ def test_every_control_is_reached_by_tab_with_a_visible_focus(chromium: Browser,
     """In the order of reading, each with an outline."""
     with opened(chromium, url) as page:
         page.open(at(min_patients="12"))
-        page.page.locator("body").click(position={"x": 1, "y": 1})
+        page.page.locator("body").click(position={"x": 1, "y": 300})
         reached = []
-        for _ in range(30):
+        for _ in range(80):
             page.page.keyboard.press("Tab")
             name, outline, at_the_end = page.page.evaluate(
                 """() => {
@@ -311,13 +313,13 @@ def test_every_control_is_reached_by_tab_with_a_visible_focus(chromium: Browser,
                     const style = getComputedStyle(one)
                     return style.outlineStyle === "solid" && parseFloat(style.outlineWidth) >= 2
                   }
-                  let node = document.activeElement, seen = outlined(node)
+                  let node = document.activeElement
+                  let seen = outlined(node) || outlined(node.closest(".chart") || node)
                   while (node.shadowRoot && node.shadowRoot.activeElement) {
                     node = node.shadowRoot.activeElement
                     seen = seen || outlined(node)
                   }
-                  const root = node.getRootNode(), label = root.querySelector && root.querySelector("label")
-                  const words = node.tagName === "SELECT" ? label.textContent : node.textContent
+                  const named = node.closest("label"), words = named ? named.firstChild.textContent : node.textContent
                   return [words.trim(), seen, node === document.body]
                 }"""
             )
@@ -325,6 +327,6 @@ def test_every_control_is_reached_by_tab_with_a_visible_focus(chromium: Browser,
                 break
             reached.append(name)
             assert outline, f"{name} shows its focus"
-        wanted = ["Feature", "Class of patients", "Split", "Stratum", "Clear filters"]
+        wanted = ["Feature", "Class of patients", "Stratum", "Split", "Compare with", "Features by", "Clear filters"]
         assert [name for name in reached if name in wanted] == wanted
         assert "The heat map as a table" in reached or "The value effect as a table" in reached

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from whenwhy.errors import UserError
 from whenwhy.schema import HELD_OUT, SPLITS
-from whenwhy.server.answers import Asks
+from whenwhy.server.answers import Answers, question
+from whenwhy.server.cohort import NEEDS_ROWS, Condition, condition_of
+from whenwhy.server.time_scale import TimeScale
 
 
 @dataclass(frozen=True)
 class Offered:
-    """What one run offers. `features` holds each code's description, unit, n_values and has_time."""
+    """What one run offers. `features` holds each code's description, unit, n_values and has_time; `time` its bins."""
 
     splits: tuple[str, ...]
     classes: tuple[str, ...]
     strata: tuple[str, ...]
     features: Mapping[str, Mapping[str, Any]]
+    time: TimeScale
     default_split: str
     default_feature: str
 
@@ -33,33 +36,52 @@ class Choices:
 
     runs: Mapping[str, Mapping[str, Any]]
     offered: Mapping[str, Offered]
+    has_rows: bool
+
+    def condition(self, text: str, run: str) -> Condition:
+        """The condition of a text of an address; where nobody may read rows, without SQL.
+
+        Raises:
+            UserError: there is no such condition, or it needs rows.
+        """
+        code = text.removeprefix("recorded:").rsplit("@", 2)[0]
+        condition = condition_of(text, self.offered[run].name_of(code))
+        if self.has_rows:
+            return condition
+        if condition.code is None:
+            raise UserError(NEEDS_ROWS)
+        return replace(condition, sql="")  # it says where in a chart, and not who
 
 
-def choices_of(store: Asks) -> Choices:
+def choices_of(answers: Answers) -> Choices:
     """What there is to choose.
 
     Raises:
         UserError: the store has no cell that may be shown.
     """
-    runs = {row["run_id"]: row for row in store.ask("runs").to_pylist()}
-    offered = {run: found for run in runs if (found := _offered(store, run)) is not None}
+    runs = {row["run_id"]: row for row in answers.now(question("runs")).to_pylist()}
+    offered = {run: found for run in runs if (found := _offered(answers, run)) is not None}
     if not offered:
         raise UserError(
             "The store has no cell that may be shown (cells of 1 to 10 patients never are): "
             "aggregate the attributions of more patients."
         )
-    return Choices({run: runs[run] for run in offered}, offered)
+    return Choices({run: runs[run] for run in offered}, offered, answers.store.role == "analyst")
 
 
-def _offered(store: Asks, run: str) -> Offered | None:
-    cohorts = store.ask("cohorts", run=run).to_pylist()
-    features = {row["code"]: row for row in store.ask("features", run=run).to_pylist()}
+def _offered(answers: Answers, run: str) -> Offered | None:
+    def rows(query: str, **arguments: Any) -> list[dict[str, Any]]:
+        told: list[dict[str, Any]] = answers.now(question(query, run=run, **arguments)).to_pylist()
+        return told
+
+    cohorts = rows("cohorts")
+    features = {row["code"]: row for row in rows("features")}
     if not cohorts or not features:
         return None
     found = {row["split"] for row in cohorts}
     splits = tuple(name for name in SPLITS if name in found) + tuple(sorted(found - set(SPLITS)))
     default_split = HELD_OUT if HELD_OUT in found else splits[0]
-    ranked = [row["code"] for row in store.ask("top_features", run=run, split=default_split, top=100).to_pylist()]
+    ranked = [row["code"] for row in rows("top_features", split=default_split, top=100)]
     # A first look is at when something mattered, so at a feature that has a time.
     ranked.sort(key=lambda code: not features[code]["has_time"])
     return Offered(
@@ -67,6 +89,7 @@ def _offered(store: Asks, run: str) -> Offered | None:
         classes=_all_first(row["class"] for row in cohorts),
         strata=_all_first(row["stratum"] for row in cohorts),
         features=features,
+        time=TimeScale.of(rows("time_bins")),
         default_split=default_split,
         default_feature=ranked[0] if ranked else next(iter(features)),
     )

@@ -198,6 +198,16 @@ def stratum_words(stratum: str) -> str:
     return f"{name.replace('_', ' ')}: {value}" if equals else stratum
 
 
+def percent(share: float) -> str:
+    """A share in words.
+
+    Example:
+        >>> percent(0.07), percent(0.001)
+        ('7 %', 'under 1 %')
+    """
+    return f"{'under 1' if 0 < share < 0.005 else format(100 * share, '.0f')} %"
+
+
 def quantity(run: Mapping[str, Any]) -> str:
     """What the numbers of a run are, by its row of the query `runs`.
 
@@ -267,6 +277,18 @@ def target_unit(target: str) -> str:
     unit = TARGET_UNITS[kind] if kind != "logit" or not classes else "logit"
     named = f" of {' against '.join(classes)}" if classes else ""
     return unit + named + (f", step {step}" if at else "")
+
+
+def found(summary: Mapping[str, Any] | None) -> str:
+    """How many patients and events a title rests on.
+
+    Example:
+        >>> found({"n_patients": 920, "n_events": 1407})
+        ': 920 patients, 1,407 events'
+    """
+    if summary is None:
+        return ""
+    return f": {counted(summary['n_patients'], 'patient')}, {counted(summary['n_events'], 'event')}"
 
 
 def feature_words(code: str, description: str | None) -> str:

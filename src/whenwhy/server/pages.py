@@ -13,15 +13,15 @@ from types import ModuleType
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
-from bokeh.models.ui.ui_element import UIElement
 from bokeh.themes import Theme
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from whenwhy.errors import UserError
 from whenwhy.server.labels import NOT_A_CAUSE
 from whenwhy.server.published import Published
-from whenwhy.server.session import FAILED, WENT_WRONG, Session
-from whenwhy.server.view import View, text
+from whenwhy.server.saved_cohorts import SavedCohorts
+from whenwhy.server.session import WENT_WRONG, Session
+from whenwhy.server.view import View
 from whenwhy.shipped import shipped
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,9 @@ def _loaded(file: Path) -> ModuleType:
     return module
 
 
-def application(page: Page, every: Mapping[str, Page], published: Published, pool: Executor) -> Application:
+def application(
+    page: Page, every: Mapping[str, Page], published: Published, pool: Executor, saved: SavedCohorts
+) -> Application:
     """A page as Bokeh serves it: one session for each time that it is opened."""
     folder = shipped("dashboards")
     templates = Environment(loader=FileSystemLoader([folder, SHELL]), autoescape=False, undefined=StrictUndefined)
@@ -77,35 +79,29 @@ def application(page: Page, every: Mapping[str, Page], published: Published, poo
         variables = {"pages": every.values(), "page": page, "not_a_cause": NOT_A_CAUSE}
         try:
             version = published.now()
-            session = Session(document, version, pool, _address(document))
+            session = Session(document, version, pool, _address(document), saved)
             views = page.views(session)
-            for roots in (session.roots, *(view.roots for view in views)):
+            for roots in (session.roots, *(view.charts for view in views)):
                 for name, root in roots.items():
-                    _add(document, name, root)
+                    root.name = name
+                    document.add_root(root)
             document.template = templates.get_template(f"{page.name}.html")
-            document.template_variables.update(variables)
+            document.template_variables.update({**variables, "offered": session.offered()})
             session.begin(views)
         except Exception as error:
             # A page that cannot be made says so; Bokeh would show a blank one.
             log.exception("The page %s could not be made", page.name)
             document.clear()
             sentence = str(error) if isinstance(error, UserError) else WENT_WRONG
-            for name, content in (("status", FAILED), ("notice", "")):
-                _add(document, name, text(content, name))
-            document.template = templates.get_template("shell.html")
+            document.template = templates.get_template("failure.html")
             document.template_variables.update({**variables, "sentence": sentence})
 
     return Application(FunctionHandler(open_page))
 
 
-def _add(document: Document, name: str, root: UIElement) -> None:
-    root.name = name
-    document.add_root(root)
-
-
-def _address(document: Document) -> dict[str, str]:
-    """The last value of each argument of the page's address."""
+def _address(document: Document) -> dict[str, list[str]]:
+    """The values of each argument of the page's address."""
     # Bokeh's type for the context lacks the request.
     request = getattr(document.session_context, "request", None)
     given: Mapping[str, list[bytes]] = request.arguments if request is not None else {}
-    return {name: values[-1].decode("utf-8", "replace") for name, values in given.items() if values}
+    return {name: [value.decode("utf-8", "replace") for value in values] for name, values in given.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,8 @@ class Version:
 class Published:
     """The version that new sessions see. Sessions that have begun keep theirs."""
 
-    def __init__(self, path: Path, role: Role, access_log: Path | None = None) -> None:
-        self._path, self._role, self._access_log = path, role, access_log
+    def __init__(self, path: Path, role: Role, pool: Executor, access_log: Path | None = None) -> None:
+        self._path, self._role, self._pool, self._access_log = path, role, pool, access_log
         self._lock = threading.Lock()
         self._version = self._open()
 
@@ -45,5 +46,5 @@ class Published:
 
     def _open(self) -> Version:
         store = open_store(self._path, self._role, access_log=self._access_log)
-        answers = Answers(store)
+        answers = Answers(store, self._pool)
         return Version(store, answers, choices_of(answers))

@@ -21,6 +21,7 @@ from tornado.web import RedirectHandler
 from whenwhy.server.loopback import listen, refuse_other_machines
 from whenwhy.server.pages import application, pages
 from whenwhy.server.published import Published
+from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.store.open import Role
 
 log = logging.getLogger(__name__)
@@ -73,14 +74,15 @@ def serve(
     Example: `serve(Path("demo/store"), port=5006, on_ready=print)`
     """
     refuse_other_machines(address)
-    published = Published(store_path, role, access_log)
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="whenwhy-ask")
+    published = Published(store_path, role, pool, access_log)
+    saved = SavedCohorts(store_path)
     every = pages()
     listening = listen(address, port)
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="whenwhy-ask")
     try:
         loop = IOLoop.current()
         tornado = LocalTornado(
-            {f"/{page.name}": application(page, every, published, pool) for page in every.values()},
+            {f"/{page.name}": application(page, every, published, pool, saved) for page in every.values()},
             extra_websocket_origins=listening.origins,
             extra_patterns=[(r"/", RedirectHandler, {"url": f"/{FIRST_PAGE}", "permanent": False})],
             use_index=False,
@@ -92,6 +94,7 @@ def serve(
             # A session's token would carry these along, and no page reads them.
             include_headers=[],
             include_cookies=[],
+            compress_response=True,
             log_function=_log_failures,
         )
         server = BaseServer(loop, tornado, HTTPServer(tornado))

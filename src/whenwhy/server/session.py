@@ -4,138 +4,318 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import html
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from bokeh.document import Document, without_document_lock
 from bokeh.models import CustomJS
 from bokeh.models.ui.ui_element import UIElement
+from bokeh.models.widgets.markups import Div
 
-from whenwhy.errors import UserError
+from whenwhy.errors import Stopped, UserError
+from whenwhy.server.actions import acted
+from whenwhy.server.cohort import Cohort
+from whenwhy.server.export import csv_of
+from whenwhy.server.labels import NOT_A_CAUSE, class_words, feature_words, split_words, stratum_words
+from whenwhy.server.markup import notice, words
 from whenwhy.server.published import Version
-from whenwhy.server.state import State, state_from_address
-from whenwhy.server.view import View, text
+from whenwhy.server.saved_cohorts import SavedCohorts
+from whenwhy.server.state import ORDERS, State, state_from_address
+from whenwhy.server.view import View
+from whenwhy.server.views.about import cohort_words
 
 log = logging.getLogger(__name__)
 
-READY, LOADING, FAILED = "ready", "loading …", "failed"
-WENT_WRONG = (
+READY, LOADING, FAILED = "ready", "loading", "failed"
+WENT_WRONG: Final = (
     "This could not be answered; the server's log says why. What the page shows may belong to an earlier choice: "
     "choose again, or reload the page."
 )
+#: So many features a search tells.
+FOUND: Final = 50
+
+#: So often a session looks whether another version was published.
+LOOK_EVERY_MS: Final = 5_000
 
 
 class Session:
-    """The state of one open page, and the only one who changes it."""
+    """The state of one open page, and the only one who changes it.
 
-    def __init__(self, document: Document, version: Version, pool: Executor, address: Mapping[str, str]) -> None:
-        self.document, self.version = document, version
-        self.state, self._wrong = state_from_address(address, version.choices)
+    Two models that nobody sees carry what is neither chart nor number: `told` brings words and the state to the page,
+    `said` what a person does to the server.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        version: Version,
+        pool: Executor,
+        address: Mapping[str, Sequence[str]],
+        saved: SavedCohorts,
+        user: str = "",
+    ) -> None:
+        self.document, self.version, self.saved, self.user = document, version, saved, user
+        self.state, self._wrong = state_from_address(address, version.choices, self.condition)
         self._pool = pool
-        self._views: list[View] = []
+        self._views: Sequence[View] = ()
         self._generation = 0
-        self.is_putting = False
-        self.status = text(LOADING, "status")
-        self.notice = text("", "notice", visible=False)
-        self.status.js_on_change(
-            "tags", CustomJS(code="window.history.replaceState(null, '', '?' + cb_obj.tags[0] + window.location.hash)")
-        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._answered: list[tuple[View, Any]] = []
+        self._left = 0
+        self._failed = False
+        self._is_putting = False
+        self._message: dict[str, Any] = {"number": 0}
+        self._is_open = False
+        self.told = Div(visible=False)
+        self.told.js_on_change("tags", CustomJS(code="window.whenwhy.told(cb_obj.tags[0])"))
+        self.said = Div(visible=False)
+        self.said.on_change("tags", lambda attribute, old, new: self.act(*new[0][1:]))
 
     @property
     def roots(self) -> Mapping[str, UIElement]:
         """The models that belong to the page itself."""
-        return {"status": self.status, "notice": self.notice}
+        return {"told": self.told, "said": self.said}
 
     def begin(self, views: Sequence[View]) -> None:
         """Nothing; the views are filled as soon as the page is there."""
-        self._views = list(views)
+        self._views = views
+        self.document.js_on_event("document_ready", CustomJS(code="window.whenwhy.ready()"))
+        self.document.on_event("document_ready", lambda event: self._opened())
+        self.document.on_session_destroyed(lambda context: self._give_up())
         self._load()
 
-    def choose(self, **changes: Any) -> None:
-        """Nothing; the state changes, and every view follows. Changes while answers are put are the page's own."""
-        if self.is_putting:
-            return
-        state = replace(self.state, **changes)
+    def condition(self, text: str, run: str) -> Any:
+        """The condition of a text of an address, one that was saved included."""
+        if text.startswith("saved:"):
+            return self.saved.condition(text.removeprefix("saved:"))
+        return self.version.choices.condition(text, run)
+
+    def offered(self) -> dict[str, Any]:
+        """What the page's controls offer, in words, for each run."""
+        choices = self.version.choices
+        runs = {}
+        for run, of in choices.offered.items():
+            outcome = str(choices.runs[run]["outcome"])
+            runs[run] = {
+                "class": [(name, class_words(name, outcome)) for name in of.classes],
+                "stratum": [(name, stratum_words(name)) for name in of.strata],
+                "split": [(name, split_words(name)) for name in of.splits],
+            }
+        return {
+            "runs": runs,
+            "run": [(name, run_words(row)) for name, row in choices.runs.items()],
+            "orders": list(ORDERS.items()),
+            "role": self.version.store.role,
+            "version": f"version {self.version.name}",
+            "not_a_cause": NOT_A_CAUSE,
+        }
+
+    # -- what a person does ------------------------------------------------------------------------
+
+    def act(self, action: str, told: Mapping[str, Any]) -> None:
+        """Nothing; what a person did on the page changes the state, or is answered in words."""
+        try:
+            if action == "csv":
+                self._send_csv(str(told["view"]))
+            elif action == "search":
+                self._tell(found=self._search(str(told["text"])))
+            else:
+                self.show(acted(self, action, told))
+        except (UserError, KeyError, TypeError) as error:
+            self._say([str(error) if isinstance(error, UserError) else WENT_WRONG])
+
+    def choose_feature(self, code: str) -> None:
+        """Nothing; a chart's bar was chosen. Changes while answers are put are the page's own."""
+        if not self._is_putting:
+            self.act("choose", {"name": "feature", "value": code})
+
+    def mark(self, condition: str) -> None:
+        """Nothing; a brush was drawn over a chart."""
+        self.act("select", {"condition": condition})
+
+    def show(self, state: State) -> None:
+        """Nothing; this is the state, and every view follows."""
         if state != self.state:
             self.state, self._wrong = state, []
             self._load()
 
-    def clear_filters(self) -> None:
-        """Nothing; the default cohort, with the same feature."""
-        self.choose(**vars(self.state.without_filters(self.version.choices)))
+    # -- from a state to what is seen --------------------------------------------------------------
 
     def _load(self) -> None:
+        self._give_up()
         self._generation += 1
-        self.status.text = LOADING
+        self._answered, self._left, self._failed = [], len(self._views), False
+        self._tell(status=LOADING)
         generation, state = self._generation, self.state
 
         @without_document_lock
+        async def ask() -> None:
+            if generation == self._generation:
+                for view in self._views:
+                    task = asyncio.create_task(self._answer(generation, state, view))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+        self._next_tick(ask)
+
+    def _give_up(self) -> None:
+        """Nobody waits for what was asked before: the store may be interrupted."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _answer(self, generation: int, state: State, view: View) -> None:
+        """Asks without the document's lock, so that a slow question delays nobody."""
+        try:
+            questions = view.questions(state)
+            tables = await asyncio.gather(*(self.version.answers.answer(asked) for asked in questions.values()))
+            read = partial(view.read, state, dict(zip(questions, tables, strict=True)))
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, read)
+        except UserError as error:
+            found = error
+        except Stopped:
+            return
+        except Exception:
+            log.exception("A question could not be answered for %s", state)
+            found = UserError(WENT_WRONG)
+        if generation == self._generation:
+            self._answered.append((view, found))
+            if len(self._answered) == 1:
+                self._next_tick(partial(self._put, generation, state))
+
+    def _put(self, generation: int, state: State) -> None:
+        """Shows what has been answered since the last time, unless somebody has chosen anything since."""
+        if generation != self._generation:
+            return
+        answered, self._answered = self._answered, []
+        texts: dict[str, str] = {}
+        self._is_putting = True
+        try:
+            for view, found in answered:
+                texts |= self._put_view(view, found)
+        finally:
+            self._is_putting = False
+        self._left -= len(answered)
+        if self._left:
+            self._tell(texts=texts)
+            return
+        texts["notice"] = notice(self._wrong)
+        self._tell(texts=texts, state=self._described(state), status=FAILED if self._failed else READY)
+
+    def _put_view(self, view: View, found: Any) -> Mapping[str, str]:
+        """The texts of a view whose charts have been put; or words, if it cannot show anything."""
+        if not isinstance(found, UserError):
+            try:
+                return {f"{view.name}_words": "", **view.put(found)}
+            except Exception:
+                log.exception("The view %s could not show its answer for %s", view.name, self.state)
+                found = UserError(WENT_WRONG)
+        self._failed = self._failed or str(found) == WENT_WRONG
+        for chart in view.charts.values():
+            chart.visible = False
+        return {f"{view.name}_heading": "", f"{view.name}_table": "", f"{view.name}_words": words(str(found))}
+
+    def _described(self, state: State) -> dict[str, Any]:
+        """What the page's own controls show."""
+        return {
+            "address": state.address,
+            "feature": state.feature,
+            "feature_words": feature_words(
+                state.feature, self.version.choices.offered[state.run].name_of(state.feature)
+            ),
+            "run": state.run,
+            "split": state.split,
+            "class": state.cohort.class_label,
+            "stratum": state.cohort.stratum,
+            "order": state.order,
+            "opened": sorted(state.opened),
+            "selected": None if state.selected is None else state.selected.words,
+            "compared": state.against is not None,
+            "against": against_of(state),
+            "is_default": state == state.without_filters(self.version.choices),
+            "saved": self.saved.names,
+        }
+
+    def _search(self, text: str) -> list[tuple[str, str]]:
+        """The first features whose code or name has all the words of a text."""
+        sought, found = text.casefold().split(), []
+        for code, row in self.version.choices.offered[self.state.run].features.items():
+            name = feature_words(code, row["description"])
+            if all(word in name.casefold() for word in sought):
+                found.append((code, name))
+                if len(found) == FOUND:
+                    break
+        return found
+
+    # -- to the page -------------------------------------------------------------------------------
+
+    def _send_csv(self, name: str) -> None:
+        view = next(view for view in self._views if view.name == name)
+        asked = view.questions(self.state)[view.exported]
+        outcome = str(self.version.choices.runs[self.state.run]["outcome"])
+        about = {
+            "cohort": ", ".join(cohort_words(self.state, self.state.cohort, outcome)),
+            "version": self.version.name,
+        }
+
+        @without_document_lock
         async def answer() -> None:
-            await self._answer(generation, state)
+            content = csv_of(await self.version.answers.answer(asked), asked, about)
+            self._next_tick(lambda: self._tell(csv={"name": f"{name}.csv", "content": content}))
 
         self._next_tick(answer)
 
-    async def _answer(self, generation: int, state: State) -> None:
-        """Asks on a thread and without the document's lock, so that a slow question delays nobody."""
-        try:
-            loop = asyncio.get_running_loop()
-            answers = await loop.run_in_executor(self._pool, self.answers, generation, state)
-        except UserError as error:
-            self._next_tick(partial(self.fail, generation, str(error)))
-        except Exception:
-            log.exception("A question could not be answered for %s", state)
-            self._next_tick(partial(self.fail, generation, WENT_WRONG))
-        else:
-            if answers is not None:
-                self._next_tick(partial(self.put, generation, state, answers))
+    def _say(self, sentences: Sequence[str]) -> None:
+        self._tell(texts={"notice": notice(sentences)})
+
+    def _tell(self, texts: Mapping[str, str] | None = None, **told: Any) -> None:
+        """Sends a message. Those before the page is open are one, which it reads as it opens."""
+        before = {} if self._is_open else self._message
+        # A number of its own, since the same message twice would be no change.
+        self._message = {
+            **before,
+            "number": self._message["number"] + 1,
+            "texts": {**before.get("texts", {}), **(texts or {})},
+            **told,
+        }
+        self.told.tags = [self._message]
+
+    def _opened(self) -> None:
+        self._is_open = True
 
     def _next_tick(self, callback: Callable[[], Any]) -> None:
         # A page that was closed meanwhile has no next tick, and nobody waits for it.
         with contextlib.suppress(RuntimeError):
             self.document.add_next_tick_callback(callback)
 
-    def is_current(self, generation: int) -> bool:
-        """Whether nobody has chosen anything since."""
-        return generation == self._generation
 
-    def answers(self, generation: int, state: State) -> list[Any] | None:
-        """Each view's answer, or None once nobody waits for them. Runs on a thread of the pool."""
-        found = []
-        for view in self._views:
-            if not self.is_current(generation):
-                return None
-            found.append(view.query(self.version.answers, state))
-        return found
+def run_words(run: Mapping[str, Any]) -> str:
+    """How a list calls a run.
 
-    def put(self, generation: int, state: State, answers: Sequence[Any]) -> None:
-        """Nothing; the views show the answers, unless somebody has chosen anything since."""
-        if not self.is_current(generation):
-            return
-        self.is_putting = True
-        try:
-            for view, answer in zip(self._views, answers, strict=True):
-                view.put(answer)
-        except Exception:
-            log.exception("A view could not show its answer for %s", state)
-            self.fail(generation, WENT_WRONG)
-            return
-        finally:
-            self.is_putting = False
-        self._say(self._wrong)
-        self.status.tags = [state.address]
-        self.status.text = READY
+    Example:
+        >>> run_words({"run_id": "0a1b2c3d4e", "method": "integrated_gradients", "target": "logit", "baseline": "empty"})
+        'integrated gradients of logit, baseline empty (0a1b2c3d)'
+    """
+    method = str(run["method"]).replace("_", " ")
+    return f"{method} of {run['target']}, baseline {run['baseline']} ({run['run_id'][:8]})"
 
-    def fail(self, generation: int, sentence: str) -> None:
-        """Nothing; the page says so in words."""
-        if self.is_current(generation):
-            self._say([sentence])
-            self.status.text = FAILED
 
-    def _say(self, sentences: Sequence[str]) -> None:
-        self.notice.text = "".join(f'<p class="warning" role="alert">{html.escape(s)}</p>' for s in sentences)
-        self.notice.visible = bool(sentences)
+def against_of(state: State) -> str:
+    """What a list of references calls the one that is chosen; empty where it is not in the list.
+
+    Example:
+        >>> against_of(State("r", "held_out", "hdl", against="rest"))
+        'rest'
+    """
+    if not isinstance(state.against, Cohort):
+        return state.against or ""
+    if state.against == Cohort():
+        return "all"
+    if state.against == replace(state.cohort, class_label=state.against.class_label):
+        return f"class:{state.against.class_label}"
+    if state.against == replace(state.cohort, stratum=state.against.stratum):
+        return f"stratum:{state.against.stratum}"
+    return next((c.text for c in state.against.conditions if c.text.startswith("saved:")), "")

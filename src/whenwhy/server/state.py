@@ -2,94 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.schema import MIN_PATIENTS
 from whenwhy.server.choices import Choices
+from whenwhy.server.cohort import NEEDS_ROWS, Cohort, Condition
+from whenwhy.server.labels import shortened
 
-#: The fields of a state by the words that an address uses, and how messages name them.
-WORDS = {
+#: What an address may hold, and how messages name it.
+WORDS: Final = {
     "feature": "feature",
     "class": "class",
     "split": "split",
     "stratum": "stratum",
+    "where": "condition",
+    "against": "reference",
+    "against_class": "class",
+    "against_stratum": "stratum",
+    "against_where": "condition",
+    "selected": "condition",
+    "other": "feature",
+    "order": "order",
+    "opened": "part",
     "run": "run",
     "min_patients": "fewest patients",
 }
 
+#: How features may be ranked, and what each order is called.
+ORDERS: Final = {
+    "size": "mean absolute contribution",
+    "mean": "mean contribution",
+    "significance": "sure difference from zero",
+    "difference": "difference of two groups",
+    "variance": "variance",
+    "entropy_over_time": "concentration in time",
+    "entropy_over_values": "concentration in values",
+}
+
+#: Parts of pages that take long, and are asked for once they are opened.
+PARTS: Final = frozenset({"pairs"})
+
 
 @dataclass(frozen=True)
 class State:
-    """The chosen cohort and feature. There is never a patient in it, so an address can be passed on."""
+    """The chosen run, feature and cohorts. There is never a patient in it, so an address can be passed on.
+
+    `against` is the reference that the cohort is compared with; `selected` what a brush has marked within the cohort.
+    `other` is the feature that pairs are with, `opened` holds the parts of pages that are asked for.
+    """
 
     run: str
     split: str
-    class_label: str
-    stratum: str
     feature: str
+    cohort: Cohort = field(default_factory=Cohort)
+    against: Cohort | Literal["rest"] | None = None
+    selected: Condition | None = None
+    other: str | None = None
+    order: str = "size"
+    opened: frozenset[str] = frozenset()
     min_patients: int = MIN_PATIENTS
 
-    @property
-    def cohort(self) -> dict[str, Any]:
-        """The arguments that every named query about a cohort takes.
+    def of(self, cohort: Cohort | None = None) -> dict[str, Any]:
+        """The arguments that every named query about a cohort takes; without one, of the state's own.
 
         Example:
-            >>> State("r", "held_out", "all", "sex=F", "hdl").cohort["stratum"]
+            >>> State("r", "held_out", "hdl", Cohort(stratum="sex=F")).of()["stratum"]
             'sex=F'
         """
-        return {
+        cohort = self.cohort if cohort is None else cohort
+        told = {
             "run": self.run,
             "split": self.split,
-            "class": self.class_label,
-            "stratum": self.stratum,
+            "class": cohort.class_label,
+            "stratum": cohort.stratum,
             "min_patients": self.min_patients,
         }
+        return told if cohort.predicate is None else {**told, "cohort": cohort.predicate}
+
+    def of_both(self) -> dict[str, Any]:
+        """The arguments that every named query about two cohorts takes: the state's own, and its reference."""
+        reference = self.reference
+        assert reference is not None
+        told: dict[str, Any] = {"run": self.run, "split": self.split, "min_patients": self.min_patients}
+        for side, cohort in (("a", self.cohort), ("b", reference)):
+            told |= {f"class_{side}": cohort.class_label, f"stratum_{side}": cohort.stratum}
+            if not (self.cohort.is_ready and reference.is_ready):
+                # One predicate alone would mean everybody else as the other.
+                told[f"cohort_{side}"] = cohort.predicate or "true"
+        return told
+
+    @property
+    def reference(self) -> Cohort | None:
+        """Whom the cohort is compared with; None: nobody. `rest` is everybody whom the cohort leaves out.
+
+        Example:
+            >>> State("r", "held_out", "hdl", Cohort("true"), "rest").reference.predicate
+            "((label = 'true') is not true)"
+        """
+        if self.against != "rest":
+            return self.against
+        return Cohort(conditions=(Condition("rest", f"({self.cohort.whole_sql}) is not true", "everybody else"),))
+
+    @property
+    def selected_cohort(self) -> Cohort | None:
+        """Who is marked within the cohort; None: nobody is, or only rows could tell."""
+        if self.selected is None or not self.selected.sql:
+            return None
+        return self.cohort.with_condition(self.selected)
 
     @property
     def address(self) -> str:
         """The query string that reproduces this state.
 
         Example:
-            >>> State("r", "held_out", "all", "sex=F", "SEX//F").address
+            >>> State("r", "held_out", "SEX//F", Cohort(stratum="sex=F")).address
             'feature=SEX%2F%2FF&class=all&split=held_out&stratum=sex%3DF&run=r'
         """
-        values = {
-            "feature": self.feature,
-            "class": self.class_label,
-            "split": self.split,
-            "stratum": self.stratum,
-            "run": self.run,
-        }
+        told = [
+            ("feature", self.feature),
+            ("class", self.cohort.class_label),
+            ("split", self.split),
+            ("stratum", self.cohort.stratum),
+            *(("where", condition.text) for condition in self.cohort.conditions),
+            ("run", self.run),
+        ]
+        if self.against == "rest":
+            told.append(("against", "rest"))
+        elif self.against is not None:
+            told += [("against_class", self.against.class_label), ("against_stratum", self.against.stratum)]
+            told += [("against_where", condition.text) for condition in self.against.conditions]
+        if self.selected is not None:
+            told.append(("selected", self.selected.text))
+        if self.other is not None:
+            told.append(("other", self.other))
+        if self.order != "size":
+            told.append(("order", self.order))
+        told += [("opened", part) for part in sorted(self.opened)]
         if self.min_patients != MIN_PATIENTS:
-            values["min_patients"] = str(self.min_patients)
-        return urlencode(values)
+            told.append(("min_patients", str(self.min_patients)))
+        return urlencode(told)
 
     def without_filters(self, choices: Choices) -> State:
         """The same feature of the same run in its default cohort."""
-        default = default_state(choices, self.run)
-        return replace(default, feature=self.feature)
+        return replace(default_state(choices, self.run), feature=self.feature)
 
 
 def default_state(choices: Choices, run: str | None = None) -> State:
     """The first run's held-out patients of every class and stratum, and the feature that carries most."""
     chosen = run or next(iter(choices.runs))
     offered = choices.offered[chosen]
-    return State(chosen, offered.default_split, "all", "all", offered.default_feature)
+    return State(chosen, offered.default_split, offered.default_feature)
 
 
-def state_from_address(given: Mapping[str, str], choices: Choices) -> tuple[State, list[str]]:
-    """The state that an address asks for, and one sentence for each of its values that the store does not know.
+def state_from_address(
+    given: Mapping[str, Sequence[str]], choices: Choices, read: Callable[[str, str], Condition]
+) -> tuple[State, list[str]]:
+    """The state that an address asks for, and one sentence for each of its values that cannot be had.
 
     Args:
         given: the address's arguments by name; unknown names are told too.
         choices: what the store offers.
+        read: makes a condition of its text and the run, or raises `UserError`.
     """
     wrong: list[str] = []
-    run = given.get("run")
+    last = {name: texts[-1] for name, texts in given.items() if texts}
+    run = last.get("run")
     if run is not None and run not in choices.runs:
         wrong.append(_not_there("run", run, choices.runs))
         run = None
@@ -100,21 +181,64 @@ def state_from_address(given: Mapping[str, str], choices: Choices) -> tuple[Stat
         "class": offered.classes,
         "stratum": offered.strata,
         "feature": tuple(offered.features),
+        "other": tuple(offered.features),
+        "order": tuple(ORDERS),
     }
-    for name, text in given.items():
-        if name in known:
-            if text in known[name]:
-                field: dict[str, Any] = {"class_label" if name == "class" else name: text}
-                state = replace(state, **field)
-            else:
-                wrong.append(_not_there(WORDS[name], text, known[name]))
-        elif name == "min_patients":
+
+    def chosen(name: str, default: str) -> str:
+        text, of = last.get(name, default), known[name.removeprefix("against_")]
+        if text not in of:
+            wrong.append(_not_there(WORDS[name], text, of))
+            return default
+        return text
+
+    def conditions(name: str) -> tuple[Condition, ...]:
+        found = []
+        for text in given.get(name, ()):
             try:
-                state = replace(state, min_patients=fewest_patients(text))
+                condition = read(text, state.run)
+                if name != "selected" and not condition.sql:
+                    raise UserError(NEEDS_ROWS)
+                found.append(condition)
             except UserError as error:
                 wrong.append(str(error))
-        elif name != "run" and not name.startswith("bokeh-"):
-            wrong.append(f"{unknown_name('argument', _short(name), WORDS, 'this address')}")
+        return tuple(dict.fromkeys(found))
+
+    def cohort(prefix: str = "") -> Cohort:
+        return Cohort(chosen(f"{prefix}class", "all"), chosen(f"{prefix}stratum", "all"), conditions(f"{prefix}where"))
+
+    def reference() -> Cohort | Literal["rest"] | None:
+        if last.get("against") == "rest" and choices.has_rows:
+            return "rest"
+        if "against" in last:
+            wrong.append(_not_there("reference", last["against"], ("rest",)))
+        if not any(name.startswith("against_") for name in given):
+            return None
+        before = len(wrong)
+        found = cohort("against_")
+        return found if len(wrong) == before else None
+
+    wrong += [
+        str(unknown_name("argument", shortened(name, 60), WORDS, "this address"))
+        for name in given
+        if name not in WORDS and not name.startswith("bokeh-")
+    ]
+    state = replace(
+        state,
+        split=chosen("split", state.split),
+        feature=chosen("feature", state.feature),
+        cohort=cohort(),
+        against=reference(),
+        selected=next(iter(conditions("selected")), None),
+        other=chosen("other", state.feature) if "other" in last else None,
+        order=chosen("order", state.order),
+        opened=frozenset(given.get("opened", ())) & PARTS,
+    )
+    if "min_patients" in last:
+        try:
+            state = replace(state, min_patients=fewest_patients(last["min_patients"]))
+        except UserError as error:
+            wrong.append(str(error))
     return state, wrong
 
 
@@ -127,14 +251,10 @@ def fewest_patients(text: str) -> int:
     """
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= MIN_PATIENTS):
         raise UserError(
-            f"min_patients is a whole number from {MIN_PATIENTS} on, not '{_short(text)}': showing {MIN_PATIENTS}."
+            f"min_patients is a whole number from {MIN_PATIENTS} on, not '{shortened(text, 60)}': showing {MIN_PATIENTS}."
         )
     return int(text)
 
 
 def _not_there(kind: str, text: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    return f"{unknown_name(kind, _short(text), known)} The page shows its default instead."
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
+    return f"{unknown_name(kind, shortened(text, 60), known)} The page shows its default instead."

@@ -1,4 +1,4 @@
-"""Bins of time flow in, the horizontal axis that all charts of time share flows out: the prediction at the right."""
+"""Bins of time flow in, the places that they have on an axis of time flow out: the prediction at the right."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bokeh.models import FixedTicker, Range1d
-from bokeh.plotting import figure
-
 from whenwhy.server.labels import number, time_range, time_unit
-from whenwhy.server.view import RIGHT, chart
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,25 @@ class TimeScale:
         high = math.inf if time_bin == self.n_bins - 1 else low + self.width_hours
         return time_range(low, high, self.unit)
 
+    def hours(self, first: int, last: int) -> tuple[float, float]:
+        """Where the bins from the first to the last lie, in hours before the prediction.
+
+        Example:
+            >>> TimeScale(3, 24.0).hours(1, 2)
+            (24.0, inf)
+        """
+        return first * self.width_hours, math.inf if last >= self.n_bins - 1 else (last + 1) * self.width_hours
+
+    def between(self, left: float, right: float) -> tuple[int, int]:
+        """The first and the last bin that a stretch of the axis touches.
+
+        Example:
+            >>> TimeScale(5, 24).between(-2.5, -0.5), TimeScale(5, 24).between(-1.0, -1.0)
+            ((0, 2), (1, 1))
+        """
+        first, last = math.floor(-right), max(math.floor(-right), math.ceil(-left) - 1)
+        return max(0, min(self.n_bins - 1, first)), max(0, min(self.n_bins - 1, last))
+
     @property
     def ticks(self) -> dict[int, str]:
         """The label of each edge from left to right; the far side of the open bin has no number.
@@ -64,30 +79,3 @@ class TimeScale:
         _, hours = self.unit
         edges = {-edge: number(edge * self.width_hours / hours) for edge in reversed(range(max(1, self.n_bins)))}
         return {-self.n_bins: "…", **edges} if self.n_bins else edges
-
-
-class TimeFrame:
-    """What charts of time above each other share: their range, and the borders that keep them aligned."""
-
-    def __init__(self) -> None:
-        self.range = Range1d(start=-1, end=0)
-        self._plots: list[figure] = []
-        self._ticker = FixedTicker(ticks=[])
-
-    def chart(self, height: int, **options: Any) -> figure:
-        """A chart that takes part."""
-        plot = chart(height, x_range=self.range, **options)
-        plot.xaxis.ticker = self._ticker
-        self._plots.append(plot)
-        return plot
-
-    def put(self, scale: TimeScale, left: int) -> None:
-        """Nothing; every chart shows this scale, with this much room for labels at its left."""
-        self.range.update(start=-max(1, scale.n_bins), end=0)
-        ticks = scale.ticks
-        self._ticker.ticks = list(ticks)
-        for plot in self._plots:
-            plot.min_border_left, plot.min_border_right = left, RIGHT
-            for axis in plot.xaxis:
-                axis.update(major_label_overrides=ticks)
-                axis.axis_label = f"{scale.unit[0]} before the prediction (at the right)"

@@ -41,7 +41,8 @@ KNOWN_VALUES = {
     "criterion": "select unnest(['variance', 'entropy_over_time', 'entropy_over_values'])",
     "axis": "select distinct time_axis from exposure",
     "label": "select distinct class from cells where class <> 'all'",
-    "order_by": "select unnest(['score', 'lowest score', 'time', 'n_values', 'subject_id'])",
+    "patients.order_by": "select unnest(['score', 'lowest score', 'time', 'n_values', 'subject_id'])",
+    "top_features.order_by": "select unnest(['size', 'mean', 'significance'])",
     "unit": "select unnest(['year', 'month'])",
     "run": "select run_id from runs",
     "run_a": "select run_id from runs",
@@ -53,6 +54,8 @@ KNOWN_VALUES = {
 COUNTS, FROM_NONE = ("top", "min_patients", "n_bins", "sample"), ("lags", "skip")
 NUMBERS = ("difference", "minimum_effect", "false_discovery_rate", "spike", "measured")
 PREDICATES = ("cohort", "cohort_a", "cohort_b")
+#: So many of them are known to be predicates without asking again.
+MOST_PREDICATES = 1000
 
 
 class Store:
@@ -104,6 +107,7 @@ class Store:
             raise UserError(f"{path} was written by an older whenwhy: run `whenwhy aggregate` again.")
         self._local = threading.local()
         self._known: dict[tuple[str, str], list[str]] = {}
+        self._predicates: set[str] = set()
 
     def close(self) -> None:
         """Let the version go."""
@@ -186,8 +190,9 @@ class Store:
         # Defaults too: a store need not have what they name.
         literal = {name: of.strip("'") for name, of in parameters.items() if of and of.startswith("'")}
         for name, value in (literal | arguments).items():
-            if name in KNOWN_VALUES and value is not None:
-                values = self._known_values(name, arguments.get("level") or "code")
+            of = name if name in KNOWN_VALUES else f"{query}.{name}"
+            if of in KNOWN_VALUES and value is not None:
+                values = self._known_values(of, arguments.get("level") or "code")
                 if str(value) not in values:
                     raise unknown_name(name, str(value), values, str(self.path))
         for name in PREDICATES:
@@ -211,6 +216,8 @@ class Store:
                 "A cohort of one's own needs the rows of patients, which this role does not see: choose one that is ready "
                 "by class and stratum."
             )
+        if text in self._predicates:
+            return
         try:
             if not text.strip():
                 raise duckdb.ParserException("it is empty")
@@ -228,6 +235,9 @@ class Store:
             raise UserError(
                 f"{name} is no predicate over predictions ({told}): write e.g. {name}=\"sex = 'F' and score > 0\"."
             ) from None
+        # A page asks many questions of one cohort; a version does not change.
+        if len(self._predicates) < MOST_PREDICATES:
+            self._predicates.add(text)
 
     def _too_slow(self) -> UserError:
         return UserError(

@@ -2,10 +2,9 @@
 
 from whenwhy.server.views.about import About
 from whenwhy.server.views.at_risk import AtRisk
-from whenwhy.server.views.controls import Controls
 from whenwhy.server.views.heat_map import HeatMap
 from whenwhy.server.views.ranking import Ranking
 from whenwhy.server.views.timeline import Timeline
 from whenwhy.server.views.value_effect import ValueEffect
 
-__all__ = ["About", "AtRisk", "Controls", "HeatMap", "Ranking", "Timeline", "ValueEffect"]
+__all__ = ["About", "AtRisk", "HeatMap", "Ranking", "Timeline", "ValueEffect"]

@@ -5,94 +5,153 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import pyarrow as pa
 from bokeh.models.ui.ui_element import UIElement
 
-from whenwhy.server.answers import Asks
-from whenwhy.server.labels import capitalised, class_words, counted, quantity_in_unit, split_words, stratum_words
+from whenwhy.server.answers import Question, question
+from whenwhy.server.choices import Choices
+from whenwhy.server.cohort import Cohort
+from whenwhy.server.labels import (
+    capitalised,
+    class_words,
+    counted,
+    percent,
+    quantity_in_unit,
+    split_words,
+    stratum_words,
+)
 from whenwhy.server.state import State
-from whenwhy.server.view import text
+from whenwhy.server.view import Tables, Texts
+
+#: What each question counts.
+WHOM: Final = ("cohort", "reference", "selected", "everybody")
 
 
 @dataclass(frozen=True)
-class Told:
-    """The run's row of `runs`, and how many patients and predictions the cohort and its whole split have."""
+class Counted:
+    """The row of everybody in number_at_risk, for each of whom it was asked; None where it is not shown."""
 
     state: State
-    run: Mapping[str, Any]
-    n_patients: int | None
-    n_predictions: int | None
-    n_patients_of_split: int | None
+    counts: Mapping[str, Mapping[str, Any] | None]
 
 
 class About:
-    """The head of the page: outcome, run, cohort."""
+    """The head of every page: outcome and run, and the cohort, its reference and what is marked, as chips."""
 
-    def __init__(self, version: str) -> None:
-        self._version = version
-        self._run, self._cohort = text(), text("", "cohort")
+    name, exported = "about", "cohort"
+
+    def __init__(self, choices: Choices, version: str) -> None:
+        self._choices, self._version = choices, version
 
     @property
-    def roots(self) -> Mapping[str, UIElement]:
-        """The run's head, and the active cohort as chips."""
-        return {"about": self._run, "cohort": self._cohort}
+    def charts(self) -> Mapping[str, UIElement]:
+        """None."""
+        return {}
 
-    def query(self, store: Asks, state: State) -> Told:
-        """The run, and the counts of the cohort."""
-        run = next(row for row in store.ask("runs").to_pylist() if row["run_id"] == state.run)
-        here = _everybody(store, state.cohort)
-        whole = _everybody(store, {**state.cohort, "class": "all", "stratum": "all"})
-        return Told(
-            state, run, here.get("n_patients"), here.get("n_predictions"), whole.get("n_patients") if whole else None
-        )
+    def questions(self, state: State) -> Mapping[str, Question]:
+        """The counts of the cohort, its reference, what is marked, and everybody of the split."""
+        whom: dict[str, Cohort | None] = {
+            "cohort": state.cohort,
+            "reference": state.reference,
+            "selected": state.selected_cohort,
+            "everybody": Cohort(),
+        }
+        return {
+            name: question("number_at_risk", **state.of(cohort)) for name, cohort in whom.items() if cohort is not None
+        }
 
-    def put(self, data: Told) -> None:
-        """Nothing; the words follow."""
-        run = data.run
+    def read(self, state: State, tables: Tables) -> Counted:
+        """The counts."""
+        return Counted(state, {name: _everybody(table) for name, table in tables.items()})
+
+    def put(self, data: Counted) -> Texts:
+        """The head and the chips."""
+        state = data.state
+        run = self._choices.runs[state.run]
         outcome = str(run["outcome"])
+        measured = (
+            [] if run["measures"] == "contribution" else [f"the numbers: <b>{html.escape(quantity_in_unit(run))}</b>"]
+        )
         facts = [
             f"<b>{html.escape(str(run['method']).replace('_', ' '))}</b>, baseline: {html.escape(str(run['baseline']))}",
-            *(
-                []
-                if run["measures"] == "contribution"
-                else [f"the numbers: <b>{html.escape(quantity_in_unit(run))}</b>"]
-            ),
+            *measured,
             _auroc(run),
+            _complete(run),
             f"version <b>{html.escape(self._version)}</b>",
         ]
-        chips = "".join(f"<li>{fact}</li>" for fact in facts)
+        everybody = data.counts["everybody"]
+        chips = [_chip(words) for words in cohort_words(state, state.cohort, outcome)]
+        chips += [_chip(c.words, "remove", condition=c.text) for c in state.cohort.conditions]
+        chips.append(f"<li><b>{html.escape(counts(data.counts['cohort'], everybody))}</b></li>")
+        reference, selected = state.reference, state.selected
+        against = ""
+        if reference is not None:
+            told = [*cohort_words(state, reference, outcome)[1:], *(c.words for c in reference.conditions)]
+            against = (
+                '<ul class="chips against"><li class="label">compared with</li>'
+                + "".join(_chip(words) for words in told)
+                + f"<li><b>{html.escape(counts(data.counts['reference'], everybody))}</b>"
+                + '<button type="button" data-act="compare" aria-label="Compare with nobody">×</button></li></ul>'
+            )
+        marked = ""
+        if selected is not None:
+            said = (
+                "in these cells"
+                if state.selected_cohort is None
+                else counts(data.counts["selected"], data.counts["cohort"])
+            )
+            marked = (
+                f'<ul class="chips marked"><li class="label">marked</li>{_chip(selected.words)}'
+                f"<li><b>{html.escape(said)}</b></li></ul>"
+            )
         title = html.escape(capitalised(outcome))
-        self._run.text = f'<div class="head"><h1>{title}</h1><ul class="chips">{chips}</ul></div>'
-        cohort = [
-            split_words(data.state.split),
-            class_words(data.state.class_label, outcome),
-            stratum_words(data.state.stratum),
-        ]
-        words = "".join(f"<li>{html.escape(word)}</li>" for word in cohort)
-        self._cohort.text = f'<ul class="chips">{words}<li><b>{html.escape(counts(data))}</b></li></ul>'
+        return {
+            "about": f'<h1>{title}</h1><ul class="chips facts">{"".join(f"<li>{fact}</li>" for fact in facts)}</ul>',
+            "cohort": f'<ul class="chips">{"".join(chips)}</ul>{against}{marked}',
+        }
 
 
-def counts(data: Told) -> str:
-    """How many patients and predictions the cohort has, and its share of the split.
+def cohort_words(state: State, cohort: Cohort, outcome: str) -> list[str]:
+    """Split, class and stratum in words.
 
     Example:
-        >>> counts(Told(None, {}, 143, 143, 2104))
-        '143 patients, 143 predictions (7 % of the split)'
+        >>> cohort_words(State("r", "held_out", "hdl"), Cohort("true"), "death")
+        ['held-out patients', 'death: true', 'everybody']
     """
-    if data.n_patients is None or data.n_predictions is None:
+    return [split_words(state.split), class_words(cohort.class_label, outcome), stratum_words(cohort.stratum)]
+
+
+def counts(row: Mapping[str, Any] | None, whole: Mapping[str, Any] | None) -> str:
+    """How many patients and predictions a cohort has, and its share of the whole.
+
+    Example:
+        >>> counts({"n_patients": 143, "n_predictions": 143}, {"n_patients": 2104})
+        '143 patients, 143 predictions (7 %)'
+    """
+    if row is None:
         return "fewer than 11 patients, or not shown"
-    told = f"{counted(data.n_patients, 'patient')}, {counted(data.n_predictions, 'prediction')}"
-    if not data.n_patients_of_split or data.n_patients >= data.n_patients_of_split:
+    told = f"{counted(row['n_patients'], 'patient')}, {counted(row['n_predictions'], 'prediction')}"
+    if whole is None or row["n_patients"] >= whole["n_patients"]:
         return told
-    share = 100 * data.n_patients / data.n_patients_of_split
-    return f"{told} ({'under 1' if share < 0.5 else format(share, '.0f')} % of the split)"
+    return f"{told} ({percent(row['n_patients'] / whole['n_patients'])})"
 
 
-def _everybody(store: Asks, cohort: Mapping[str, Any]) -> dict[str, Any]:
-    """The last row of number_at_risk, which has no bin; empty where it is not shown."""
-    rows = store.ask("number_at_risk", **cohort).to_pylist()
-    return dict(rows[-1]) if rows and rows[-1]["time_bin"] is None else {}
+def _everybody(table: pa.Table) -> Mapping[str, Any] | None:
+    """The last row, which has no bin, if it is there."""
+    rows = table.slice(max(0, table.num_rows - 1)).to_pylist()
+    return rows[0] if rows and rows[0]["time_bin"] is None else None
+
+
+def _chip(words: str, action: str = "", **told: str) -> str:
+    data = "".join(f' data-{name}="{html.escape(value)}"' for name, value in told.items())
+    button = (
+        f'<button type="button" data-act="{action}"{data} aria-label="Remove: {html.escape(words)}">×</button>'
+        if action
+        else ""
+    )
+    return f"<li>{html.escape(words)}{button}</li>"
 
 
 def _auroc(run: Mapping[str, Any]) -> str:
@@ -100,3 +159,12 @@ def _auroc(run: Mapping[str, Any]) -> str:
         return "held-out AUROC not measured"
     said = f"held-out AUROC <b>{run['auroc']:.3f}</b>"
     return said if run["reference_auroc"] is None else f"{said} (logistic regression {run['reference_auroc']:.3f})"
+
+
+def _complete(run: Mapping[str, Any]) -> str:
+    """The badge: whether contributions add up to what they explain."""
+    over, told = run["n_over_tolerance"], run["measures"] == "contribution"
+    if not told or over is None:
+        return '<a href="/quality" data-page="quality">completeness not measured</a>'
+    said = "complete" if not over else f"{over:,} predictions incomplete"
+    return f'<a href="/quality" data-page="quality">{"✓" if not over else "!"} {said}</a>'

@@ -7,31 +7,41 @@ from dataclasses import dataclass
 from typing import Any
 
 from bokeh.core.properties import value
-from bokeh.models import ColumnDataSource, CustomJS, FixedTicker
+from bokeh.models import CustomJS, FixedTicker
+from bokeh.models.glyphs import Text, VBar
 from bokeh.models.ui.ui_element import UIElement
 
-from whenwhy.server.answers import Asks
+from whenwhy.server.answers import Question, question
+from whenwhy.server.charts import FADED, TYPEFACE, Columns, TimeFrame, draw, empty, grey_cells, tooltip
+from whenwhy.server.choices import Choices
 from whenwhy.server.labels import compact
 from whenwhy.server.state import State
-from whenwhy.server.time_scale import TimeFrame, TimeScale
-from whenwhy.server.view import TYPEFACE, Columns, grey_cells, tooltip
+from whenwhy.server.time_scale import TimeScale
+from whenwhy.server.view import Tables, Texts
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The rows of number_at_risk that have a bin, and whether the feature has any time to stand under."""
+    """The rows of number_at_risk that have a bin, those of who is marked, and whether there is any time to stand under."""
 
+    state: State
     scale: TimeScale
     rows: list[Mapping[str, Any]]
+    marked: list[Mapping[str, Any]]
     is_timed: bool
 
 
 class AtRisk:
     """The number of patients whose history reaches back to each bin."""
 
-    def __init__(self, frame: TimeFrame) -> None:
-        self.source = ColumnDataSource(columns(None), name="at_risk_counts")
-        self.hidden = ColumnDataSource({"x": [], "y": [], "time": []}, name="at_risk_hidden")
+    name, exported = "at_risk", "counts"
+
+    def __init__(self, choices: Choices, frame: TimeFrame) -> None:
+        self._choices = choices
+        self.source = empty(*COLUMNS)
+        self.source.name = "at_risk_counts"
+        self.marked = empty("x", "share")
+        self.hidden = empty("x", "y", "time")
         self._plot = frame.chart(58, min_border_top=2, min_border_bottom=2)
         self._plot.y_range.update(start=0, end=1)
         self._plot.xaxis.visible = False
@@ -40,8 +50,17 @@ class AtRisk:
         self._plot.yaxis.major_label_overrides = {0.5: "patients\nat risk"}
         self._plot.outline_line_color = None
         missing = grey_cells(self._plot, self.hidden)
-        shares = self._plot.vbar(x="x", top="share", bottom=0, width=0.96, color="#c9d8e8", source=self.source)
-        counts = self._plot.text(
+        shares = draw(
+            self._plot,
+            self.source,
+            VBar(x="x", top="share", bottom=0, width=0.96, line_color=None, fill_color="#c9d8e8", fill_alpha="alpha"),
+        )
+        draw(
+            self._plot,
+            self.marked,
+            VBar(x="x", top="share", bottom=0, width=0.5, line_color=None, fill_color="#e08a3c"),
+        )
+        counts = Text(
             x="x",
             y=0.5,
             text="label",
@@ -50,8 +69,8 @@ class AtRisk:
             text_font=value(TYPEFACE),
             text_font_size="11px",
             text_color="#1c2430",
-            source=self.source,
         )
+        draw(self._plot, self.source, counts)
         self._plot.add_tools(
             tooltip(
                 [shares],
@@ -65,7 +84,7 @@ class AtRisk:
         )
         # Counts stand upright where a bin is too narrow for four digits.
         turn = CustomJS(
-            args={"plot": self._plot, "glyph": counts.glyph, "times": frame.range},
+            args={"plot": self._plot, "glyph": counts, "times": frame.range},
             code="""
             const width = plot.inner_width / Math.max(1, times.end - times.start)
             const angle = width < 33 ? Math.PI / 2 : 0
@@ -76,20 +95,36 @@ class AtRisk:
         frame.range.js_on_change("start", turn)
 
     @property
-    def roots(self) -> Mapping[str, UIElement]:
+    def charts(self) -> Mapping[str, UIElement]:
         """The strip."""
         return {"at_risk": self._plot}
 
-    def query(self, store: Asks, state: State) -> Counts:
-        """The counts of the cohort."""
-        rows = store.ask("number_at_risk", **state.cohort).to_pylist()
-        timed = store.ask("feature_timeline", feature=state.feature, **state.cohort).num_rows > 0
-        scale = TimeScale.of(store.ask("time_bins", run=state.run).to_pylist())
-        return Counts(scale, [row for row in rows if row["time_bin"] is not None], timed)
+    def questions(self, state: State) -> Mapping[str, Question]:
+        """The counts of the cohort, and of who is marked in it; whether the feature has a time."""
+        asked = {
+            "counts": question("number_at_risk", **state.of()),
+            "course": question("feature_timeline", feature=state.feature, **state.of()),
+        }
+        if state.selected_cohort is not None:
+            asked["marked"] = question("number_at_risk", **state.of(state.selected_cohort))
+        return asked
 
-    def put(self, data: Counts) -> None:
-        """Nothing; the counts follow."""
+    def read(self, state: State, tables: Tables) -> Counts:
+        """The counts that have a bin."""
+        rows = {
+            name: [row for row in table.to_pylist() if row["time_bin"] is not None] for name, table in tables.items()
+        }
+        scale = self._choices.offered[state.run].time
+        return Counts(state, scale, rows["counts"], rows.get("marked", []), bool(rows["course"]))
+
+    def put(self, data: Counts) -> Texts:
+        """No words; the counts follow."""
         self.source.data = columns(data)
+        most = max((row["n_patients"] for row in data.rows), default=1)
+        self.marked.data = {
+            "x": [-row["time_bin"] - 0.5 for row in data.marked],
+            "share": [min(1.0, row["n_patients"] / most) for row in data.marked],
+        }
         there = {row["time_bin"] for row in data.rows}
         gone = [time_bin for time_bin in range(data.scale.n_bins) if time_bin not in there]
         self.hidden.data = {
@@ -98,11 +133,15 @@ class AtRisk:
             "time": [data.scale.words(b) for b in gone],
         }
         self._plot.visible = data.is_timed
+        return {}
 
 
-def columns(data: Counts | None) -> Columns:
+COLUMNS = ("x", "time_bin", "n_patients", "n_predictions", "share", "alpha", "label", "time")
+
+
+def columns(data: Counts) -> Columns:
     """The counts at their places; a bar's height is the share of the fullest bin."""
-    rows, scale = (data.rows, data.scale) if data else ([], TimeScale(0, 1.0))
+    rows, selected = data.rows, data.state.selected
     most = max((row["n_patients"] for row in rows), default=1)
     return {
         "x": [-row["time_bin"] - 0.5 for row in rows],
@@ -110,6 +149,10 @@ def columns(data: Counts | None) -> Columns:
         "n_patients": [row["n_patients"] for row in rows],
         "n_predictions": [row["n_predictions"] for row in rows],
         "share": [row["n_patients"] / most for row in rows],
+        "alpha": [
+            1.0 if selected is None or selected.holds(data.state.feature, None, row["low_hours"]) else FADED
+            for row in rows
+        ],
         "label": [compact(row["n_patients"]) for row in rows],
-        "time": [scale.words(row["time_bin"]) for row in rows],
+        "time": [data.scale.words(row["time_bin"]) for row in rows],
     }

@@ -1,37 +1,50 @@
-"""A state flows in, when which values of the feature mattered flows out: a heat map of value x time."""
+"""A state flows in, when which values of the feature mattered flows out: heat maps of value x time, side by side."""
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bokeh.models import BasicTicker, ColumnDataSource, LinearColorMapper
 from bokeh.models.annotations.legends import ColorBar
+from bokeh.models.glyphs import Rect
 from bokeh.models.ui.ui_element import UIElement
 from bokeh.palettes import RdBu, interp_palette
 
-from whenwhy.server.answers import Asks
+from whenwhy.server.answers import Question, question
+from whenwhy.server.charts import (
+    FADED,
+    Columns,
+    TimeFrame,
+    brushed,
+    draw,
+    grey_cells,
+    room_for,
+    show_values,
+    tooltip,
+)
 from whenwhy.server.choices import Choices
+from whenwhy.server.cohort import Cohort, recorded_text
 from whenwhy.server.labels import (
     capitalised,
-    class_words,
-    counted,
     feature_words,
+    found,
     interval,
     no_cells,
     not_a_cause,
     quantity_in_unit,
     signed,
-    split_words,
-    stratum_words,
     unit_of,
     value_labels,
 )
+from whenwhy.server.markup import heading, in_details, table, words
 from whenwhy.server.state import State
-from whenwhy.server.time_scale import TimeFrame, TimeScale
-from whenwhy.server.view import Columns, grey_cells, heading, in_details, table, text, tooltip, words
+from whenwhy.server.time_scale import TimeScale
+from whenwhy.server.view import Mark, Tables, Texts
+from whenwhy.server.views.about import cohort_words
 
 #: From blue (lowers the prediction) over white to red (raises it); an odd number, so that zero has a colour of its own.
 PALETTE = interp_palette(RdBu[11], 255)
@@ -39,60 +52,75 @@ PALETTE = interp_palette(RdBu[11], 255)
 #: What the colour bar takes above the cells; the value effect leaves as much, so that its rows stand beside these.
 ABOVE, BELOW = 64, 52
 
+#: The panels, and the column of the answer that each draws.
+PANELS: Final = {"cohort": "mean_per_event", "reference": "mean_per_event", "difference": "difference"}
+
 
 @dataclass(frozen=True)
 class Cells:
-    """The rows of feature_heatmap within the feature's whole grid, and what the card says."""
+    """The cells of each panel within the feature's whole grid, and what the card says."""
 
     state: State
     scale: TimeScale
     values: list[Mapping[str, Any]]
-    cells: list[Mapping[str, Any]]
+    cells: Mapping[str, list[Mapping[str, Any]]]
     summary: Mapping[str, Any] | None
     has_time: bool
 
     @property
     def limit(self) -> float:
-        """The end of the colour scale on either side of zero."""
-        return max((abs(cell["mean_per_event"]) for cell in self.cells), default=0.0) or 1.0
+        """The end of the colour scale on either side of zero: one for the cohort and its reference."""
+        means = [abs(cell["mean_per_event"]) for name in ("cohort", "reference") for cell in self.cells.get(name, [])]
+        return max(means, default=0.0) or 1.0
+
+    @property
+    def difference_limit(self) -> float:
+        """The same of differences."""
+        return max((abs(cell["difference"]) for cell in self.cells.get("difference", [])), default=0.0) or 1.0
 
 
-class HeatMap:
-    """The mean contribution per event of each range of values in each bin of time."""
+class _Panel:
+    """One heat map."""
 
-    def __init__(self, choices: Choices, frame: TimeFrame) -> None:
-        self._choices, self._frame = choices, frame
-        self._heading, self._legend, self._table = text(), text(), text()
-        self.shown = ColumnDataSource(shown_columns(None), name="heat_map_cells")
-        self.hidden = ColumnDataSource(hidden_columns(None), name="heat_map_hidden")
-        self.mapper = LinearColorMapper(palette=PALETTE, low=-1.0, high=1.0, name="heat_map_colors")
-        self._plot = frame.chart(360, min_border_top=ABOVE, min_border_bottom=BELOW)
-        self._plot.grid.visible = False
-        missing = grey_cells(self._plot, self.hidden)
-        cells = self._plot.rect(
-            x="x",
-            y="y",
-            width=1,
-            height=1,
-            line_color="#ffffff",
-            fill_color={"field": "mean_per_event", "transform": self.mapper},
-            source=self.shown,
+    def __init__(self, name: str, frame: TimeFrame, height: int) -> None:
+        self.name, self.column = name, PANELS[name]
+        self.shown = ColumnDataSource({column: [] for column in SHOWN}, name=f"heat_map_{name}")
+        self.hidden = ColumnDataSource({column: [] for column in HIDDEN}, name=f"heat_map_{name}_hidden")
+        self.mapper = LinearColorMapper(palette=PALETTE, low=-1.0, high=1.0, name=f"heat_map_{name}_colors")
+        self.plot = frame.chart(height, min_border_top=ABOVE, min_border_bottom=BELOW)
+        self.plot.grid.visible = False
+        missing = grey_cells(self.plot, self.hidden)
+        # On white, so that what is not sure fades into it.
+        cells = draw(
+            self.plot,
+            self.shown,
+            Rect(
+                x="x",
+                y="y",
+                width=1,
+                height=1,
+                line_color="line",
+                line_width="line_width",
+                fill_color={"field": "mean", "transform": self.mapper},
+                fill_alpha="alpha",
+            ),
         )
         place = [("value", "@value"), ("time", "@time")]
-        self._plot.add_tools(
+        what = "difference" if name == "difference" else "mean per event"
+        self.plot.add_tools(
             tooltip(
                 [cells],
                 [
                     *place,
-                    ("mean per event", "@mean"),
+                    (what, "@mean_words"),
                     ("95 % interval", "@interval"),
-                    ("patients", "@n_patients{0,0}"),
-                    ("events", "@n_events{0,0}"),
+                    ("patients", "@patients"),
+                    ("events", "@events"),
                 ],
             ),
             tooltip([missing], [*place, ("", "fewer than 11 patients, none, or hidden to protect others")]),
         )
-        self._bar = ColorBar(
+        self.bar = ColorBar(
             color_mapper=self.mapper,
             ticker=BasicTicker(desired_num_ticks=5),
             orientation="horizontal",
@@ -102,72 +130,116 @@ class HeatMap:
             title_standoff=4,
             label_standoff=4,
         )
-        self._plot.add_layout(self._bar, "above")
+        self.plot.add_layout(self.bar, "above")
+
+    def put(self, data: Cells, labels: list[str], limit: float, unit: str, name: str) -> None:
+        cells = data.cells.get(self.name)
+        self.plot.visible = bool(cells) or (self.name != "cohort" and cells is not None and bool(data.cells["cohort"]))
+        if cells is None:
+            return
+        self.mapper.update(low=-limit, high=limit)
+        self.shown.data = shown_columns(data, cells, self.column)
+        self.hidden.data = hidden_columns(data, cells)
+        title = "difference of the means" if self.name == "difference" else "mean"
+        self.bar.title = f"{unit} per event ({title})"
+        self.plot.height = ABOVE + BELOW + show_values(self.plot, labels, data.values, name)
+
+
+class HeatMap:
+    """The mean contribution per event of each range of values in each bin of time."""
+
+    name, exported = "heat_map", "cohort"
+
+    def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark, difference: bool = False) -> None:
+        self._choices, self._frame, self._mark = choices, frame, mark
+        names = list(PANELS) if difference else ["cohort", "reference"]
+        self.panels = {name: _Panel(name, frame, 360) for name in names}
+        self._grid: tuple[str, TimeScale, Sequence[int]] = ("", TimeScale(0, 1.0), ())
+        for panel in self.panels.values():
+            brushed(panel.plot, self._brushed)
 
     @property
-    def roots(self) -> Mapping[str, UIElement]:
-        """The card's title, the legend of grey, the cells, and the same as a table."""
+    def charts(self) -> Mapping[str, UIElement]:
+        """The heat map of the cohort, that of its reference, and that of their difference."""
         return {
-            "heat_map_heading": self._heading,
-            "heat_map_legend": self._legend,
-            "heat_map": self._plot,
-            "heat_map_table": self._table,
+            "heat_map" if name == "cohort" else f"heat_map_{name}": panel.plot for name, panel in self.panels.items()
         }
 
-    def query(self, store: Asks, state: State) -> Cells:
+    def questions(self, state: State) -> Mapping[str, Question]:
         """The cells that may be shown, and the grid that they lie in."""
-        cells = store.ask("feature_heatmap", feature=state.feature, **state.cohort).to_pylist()
-        summary = store.ask("feature_summary", feature=state.feature, **state.cohort).to_pylist()
-        everybody = {"run": state.run, "split": state.split}
-        has_time = bool(cells) or store.ask("feature_timeline", feature=state.feature, **everybody).num_rows > 0
+        feature = {"feature": state.feature}
+        asked = {
+            "cohort": question("feature_heatmap", **feature, **state.of()),
+            "bins": question("feature_bins", **feature, run=state.run),
+            "summary": question("feature_summary", **feature, **state.of()),
+            "course": question("feature_timeline", **feature, **state.of()),
+        }
+        if state.reference is not None:
+            asked["reference"] = question("feature_heatmap", **feature, **state.of(state.reference))
+            if "difference" in self.panels:
+                asked["difference"] = question("feature_comparison", **feature, level="value", **state.of_both())
+        return asked
+
+    def read(self, state: State, tables: Tables) -> Cells:
+        """The cells of each panel."""
+        rows = {name: table.to_pylist() for name, table in tables.items()}
         return Cells(
             state,
-            TimeScale.of(store.ask("time_bins", run=state.run).to_pylist()),
-            store.ask("feature_bins", feature=state.feature, run=state.run).to_pylist(),
-            cells,
-            summary[0] if summary else None,
-            has_time,
+            self._choices.offered[state.run].time,
+            rows["bins"],
+            {name: rows[name] for name in PANELS if name in rows},
+            rows["summary"][0] if rows["summary"] else None,
+            bool(rows["course"]) or bool(self._choices.offered[state.run].features[state.feature]["has_time"]),
         )
 
-    def put(self, data: Cells) -> None:
-        """Nothing; colours, axes and words follow."""
-        run = self._choices.runs[data.state.run]
-        self._heading.text = heading_of(data, self._choices)
-        unit = unit_of(run)
+    def put(self, data: Cells) -> Texts:
+        """The card's title, who the panels are of, the legend of colours, or words where there is nothing to draw."""
+        state = data.state
+        run = self._choices.runs[state.run]
         sentence = sentence_of(data, self._choices)
-        self._plot.visible = not sentence
-        self._legend.text = words(sentence) if sentence else LEGEND
         labels = value_labels(data.values, with_unit=False)
-        self.mapper.update(low=-data.limit, high=data.limit)
-        self.shown.data = shown_columns(data)
-        self.hidden.data = hidden_columns(data)
-        self._bar.title = f"{unit} per event (mean)"
-        name = self._choices.offered[data.state.run].name_of(data.state.feature)
-        self._plot.height = ABOVE + BELOW + show_values(self._plot, labels, data.values, name)
+        name = self._choices.offered[state.run].name_of(state.feature)
+        for panel in self.panels.values():
+            limit = data.difference_limit if panel.name == "difference" else data.limit
+            panel.put(data, labels, limit, unit_of(run), name)
         self._frame.put(data.scale, room_for(labels))
-        self._table.text = "" if sentence else _table(data, labels, run)
+        self._grid = (state.feature, data.scale, [value["feature_value_id"] for value in data.values])
+        outcome = str(run["outcome"])
+
+        def of(cohort: Cohort | None) -> str:
+            told = (
+                []
+                if cohort is None
+                else cohort_words(state, cohort, outcome)[1:] + [c.words for c in cohort.conditions]
+            )
+            return f"<h3>{html.escape(', '.join(told))}</h3>" if told and state.reference is not None else ""
+
+        return {
+            "heat_map_heading": heading_of(data, self._choices),
+            "heat_map_words": words(sentence) if sentence else LEGEND,
+            "heat_map_cohort": of(state.cohort) if data.cells["cohort"] else "",
+            "heat_map_reference": of(state.reference),
+            "heat_map_difference": "<h3>the first minus the second</h3>" if "difference" in data.cells else "",
+            "heat_map_table": "" if sentence else _table(data, labels, run),
+        }
+
+    def _brushed(self, left: float, right: float, bottom: float, top: float) -> None:
+        """Marks the cells that a rectangle touches."""
+        feature, scale, values = self._grid
+        if not scale.n_bins or not values:
+            return
+        rows = [i for i in range(len(values)) if (i + 0.5 > bottom and i - 0.5 < top) or bottom == top == i + 0.5]
+        if rows:
+            first, last = scale.between(left, right)
+            chosen = () if len(rows) == len(values) else tuple(values[i] for i in rows)
+            self._mark(recorded_text(feature, chosen, scale.hours(first, last)))
 
 
 LEGEND = (
-    '<p class="quiet">Red raises the prediction, blue lowers it. <span class="swatch"></span>Grey: fewer than '
-    "11 patients, none, or hidden to protect others.</p>"
+    '<p class="quiet">Red raises the prediction, blue lowers it; pale: the interval holds zero, or there is none. '
+    '<span class="swatch"></span>Grey: fewer than 11 patients, none, or hidden to protect others. '
+    "Draw over cells, or click on one, to mark them.</p>"
 )
-
-
-def room_for(labels: list[str]) -> int:
-    """The pixels at the left of a chart that its labels and the name of its axis need."""
-    return 44 + 8 * max(7, *map(len, labels), 0)
-
-
-def show_values(plot: Any, labels: list[str], values: list[Mapping[str, Any]], name: str) -> int:
-    """The height of the chart's rows, one a range of values, the lowest at the bottom."""
-    n = max(1, len(labels))
-    plot.y_range.update(start=-0.5, end=n - 0.5)
-    plot.yaxis.ticker.ticks = list(range(len(labels)))
-    plot.yaxis.major_label_overrides = dict(enumerate(labels))
-    unit = next((v["unit"] for v in values if v["unit"]), None)
-    plot.yaxis.axis_label = f"{name} ({unit})" if unit else (name if n > 2 else "")
-    return 30 * n if n > 2 else 44 * n
 
 
 def heading_of(data: Cells, choices: Choices) -> str:
@@ -175,73 +247,80 @@ def heading_of(data: Cells, choices: Choices) -> str:
     state = data.state
     name = feature_words(state.feature, choices.offered[state.run].name_of(state.feature))
     outcome = str(choices.runs[state.run]["outcome"])
-    cohort = ", ".join(
-        [split_words(state.split), class_words(state.class_label, outcome), stratum_words(state.stratum)]
-    )
-    return heading(f"{capitalised(name)}{found(data.summary)}", cohort)
-
-
-def found(summary: Mapping[str, Any] | None) -> str:
-    """How many patients and events a title rests on.
-
-    Example:
-        >>> found({"n_patients": 920, "n_events": 1407})
-        ': 920 patients, 1,407 events'
-    """
-    if summary is None:
-        return ""
-    return f": {counted(summary['n_patients'], 'patient')}, {counted(summary['n_events'], 'event')}"
+    who = cohort_words(state, state.cohort, outcome) + [c.words for c in state.cohort.conditions]
+    return heading(f"{capitalised(name)}{found(data.summary)}", ", ".join(who))
 
 
 def sentence_of(data: Cells, choices: Choices) -> str:
     """Why there is nothing to draw; empty where there is."""
-    if data.cells:
+    if data.cells["cohort"]:
         return ""
     name = capitalised(choices.offered[data.state.run].name_of(data.state.feature))
     if data.summary is None:
         return f"{name}: {no_cells(data.state.min_patients)}."
     if data.has_time:
-        return f"{name}: {no_cells(data.state.min_patients)}, a cell being one range of values in one bin of time. Coarser pictures may have some."
+        return (
+            f"{name}: {no_cells(data.state.min_patients)}, a cell being one range of values in one bin of time. "
+            "Coarser pictures may have some."
+        )
     return (
         f"{name} has no time here: it describes the patient and not a moment (or each of its moments is too rare to be "
         "shown). Its value effect shows how the contribution depends on the value."
     )
 
 
-def shown_columns(data: Cells | None) -> Columns:
-    """The cells of the query at their places, with the words of their tooltips."""
-    if data is None:
-        return {name: [] for name in SHOWN}
+SHOWN = (
+    *("x", "y", "feature_value_id", "time_bin", "mean", "n_patients", "n_events", "patients", "events"),
+    *("value", "time", "mean_words", "interval", "alpha", "line", "line_width"),
+)
+HIDDEN = ("x", "y", "value", "time")
+
+
+def shown_columns(data: Cells, cells: Sequence[Mapping[str, Any]], column: str) -> Columns:
+    """The cells of a panel at their places, with the words of their tooltips; pale where the sign is not sure."""
+    state = data.state
     row = {value["feature_value_id"]: i for i, value in enumerate(data.values)}
     label = value_labels(data.values)
-    cells = [cell for cell in data.cells if cell["feature_value_id"] in row]
-    at = [row[cell["feature_value_id"]] for cell in cells]
-    return {
-        "x": [-cell["time_bin"] - 0.5 for cell in cells],
+    known = [cell for cell in cells if cell["feature_value_id"] in row]
+    at = [row[cell["feature_value_id"]] for cell in known]
+    marked = [
+        state.selected is not None and state.selected.holds(state.feature, cell["feature_value_id"], cell["low_hours"])
+        for cell in known
+    ]
+    told = {
+        "x": [-cell["time_bin"] - 0.5 for cell in known],
         "y": at,
-        "feature_value_id": [cell["feature_value_id"] for cell in cells],
-        "time_bin": [cell["time_bin"] for cell in cells],
-        "mean_per_event": [cell["mean_per_event"] for cell in cells],
-        "n_patients": [cell["n_patients"] for cell in cells],
-        "n_events": [cell["n_events"] for cell in cells],
         "value": [label[i] for i in at],
-        "time": [data.scale.words(cell["time_bin"]) for cell in cells],
-        "mean": [signed(cell["mean_per_event"]) for cell in cells],
-        "interval": [interval(cell["mean_per_event_low"], cell["mean_per_event_high"]) for cell in cells],
+        "time": [data.scale.words(cell["time_bin"]) for cell in known],
+        "mean": [cell[column] for cell in known],
+        "mean_words": [signed(cell[column]) for cell in known],
+        "interval": [interval(cell[f"{column}_low"], cell[f"{column}_high"]) for cell in known],
+        "alpha": [1.0 if is_sure(cell[f"{column}_low"], cell[f"{column}_high"]) else FADED for cell in known],
+        "line": ["#1c2430" if one else "#ffffff" for one in marked],
+        "line_width": [2.5 if one else 1.0 for one in marked],
     }
+    for name in ("feature_value_id", "time_bin"):
+        told[name] = [cell[name] for cell in known]
+    for name in ("patients", "events"):
+        sides = ("_a", "_b") if column == "difference" else ("",)
+        told[name] = [" and ".join(f"{cell[f'n_{name}{side}']:,}" for side in sides) for cell in known]
+        told[f"n_{name}"] = [min(cell[f"n_{name}{side}"] for side in sides) for cell in known]
+    return told
 
 
-SHOWN = (
-    *("x", "y", "feature_value_id", "time_bin", "mean_per_event", "n_patients", "n_events"),
-    *("value", "time", "mean", "interval"),
-)
+def is_sure(low: float | None, high: float | None) -> bool:
+    """Whether an interval is there and excludes zero.
+
+    Example:
+        >>> is_sure(0.1, 0.2), is_sure(-0.1, 0.2), is_sure(None, None)
+        (True, False, False)
+    """
+    return low is not None and high is not None and (low > 0 or high < 0)
 
 
-def hidden_columns(data: Cells | None) -> Columns:
+def hidden_columns(data: Cells, cells: Sequence[Mapping[str, Any]]) -> Columns:
     """The places of the grid that have no cell to show."""
-    if data is None:
-        return {"x": [], "y": [], "value": [], "time": []}
-    there = {(cell["feature_value_id"], cell["time_bin"]) for cell in data.cells}
+    there = {(cell["feature_value_id"], cell["time_bin"]) for cell in cells}
     label = value_labels(data.values)
     places = [
         (i, time_bin)
@@ -258,8 +337,8 @@ def hidden_columns(data: Cells | None) -> Columns:
 
 
 def _table(data: Cells, labels: list[str], run: Mapping[str, Any]) -> str:
-    """The heat map's numbers: a row a range of values, a column a bin of time, the prediction at the right."""
-    mean = {(cell["feature_value_id"], cell["time_bin"]): cell["mean_per_event"] for cell in data.cells}
+    """The cohort's numbers: a row a range of values, a column a bin of time, the prediction at the right."""
+    mean = {(cell["feature_value_id"], cell["time_bin"]): cell["mean_per_event"] for cell in data.cells["cohort"]}
     times = list(reversed(range(data.scale.n_bins)))
     rows = [
         [label, *(signed(m) if (m := mean.get((v["feature_value_id"], t), math.nan)) == m else "" for t in times)]
@@ -267,8 +346,4 @@ def _table(data: Cells, labels: list[str], run: Mapping[str, Any]) -> str:
     ]
     caption = f"Mean per event: {quantity_in_unit(run)}; empty where no cell may be shown. {not_a_cause(run)}"
     head = ["Value", *(data.scale.words(t) for t in times)]
-    return in_details("The heat map as a table", table(caption, head, [[_escaped(c) for c in row] for row in rows]))
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("&", "&amp;").replace("<", "&lt;")
+    return in_details("The heat map as a table", table(caption, head, [[html.escape(c) for c in row] for row in rows]))

@@ -1,76 +1,151 @@
-"""A state flows in, the features that carry the predictions flow out: bars, and the same as a table."""
+"""A state flows in, the features that matter most flow out, in the order that is asked for: bars, sparklines, a table."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
-from bokeh.models import BasicTicker, ColumnDataSource, FixedTicker, TapTool
+import pyarrow as pa
+import pyarrow.compute as pc
+from bokeh.models import FixedTicker, Range1d, TapTool
+from bokeh.models.annotations.geometry import Span
+from bokeh.models.glyphs import HBar, MultiLine, Segment
 from bokeh.models.ui.ui_element import UIElement
 
-from whenwhy.server.answers import Asks
+from whenwhy.errors import UserError
+from whenwhy.server.answers import Question, question
+from whenwhy.server.charts import CHOSEN, FADED, MARK, ZERO_LINE, Columns, chart, draw, empty, tooltip
 from whenwhy.server.choices import Choices
 from whenwhy.server.labels import (
-    amount,
     capitalised,
     counted,
     feature_words,
     interval,
     no_cells,
+    number,
     quantity,
-    quantity_in_unit,
     ranking_title,
     shortened,
     signed,
     unit_of,
 )
-from whenwhy.server.state import State
-from whenwhy.server.view import CHOSEN, MARK, Choose, Columns, chart, heading, table, text, tooltip, words
+from whenwhy.server.markup import choice, heading, table, words
+from whenwhy.server.state import ORDERS, State
+from whenwhy.server.view import Choose, Tables, Texts
 
-TOP = 20
-BAR_HEIGHT = 24
-LABEL_WIDTH = 148
+TOP: Final = 20
+#: In another order than that of sparklines, so many of these are asked for; a feature beyond them has none.
+COURSES: Final = 500
+#: More features than a store has.
+ALL: Final = 10**9
+BAR_HEIGHT: Final = 24
+LABEL_WIDTH: Final = 148
+#: The share of the chart's width that sparklines take at its right.
+SPARKLINES: Final = 0.27
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What bars show in one order: the columns of the answer, and the words of the axis."""
+
+    value: str
+    low: str | None
+    high: str | None
+    axis: str
+
+    def ends(self, row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+        """The interval of a row, where it has one."""
+        if self.low is None or self.high is None:
+            return None, None
+        return row[self.low], row[self.high]
+
+
+_MEAN = Measure("mean_per_event", "mean_per_event_low", "mean_per_event_high", "{unit} per event")
+MEASURES: Final = {
+    "size": Measure("mean_abs_per_prediction", None, None, "{unit} per prediction"),
+    "mean": _MEAN,
+    "significance": _MEAN,
+    "difference": Measure("difference", "difference_low", "difference_high", "{unit} per prediction"),
+    "variance": Measure("variance", None, None, "variance of contributions"),
+    "entropy_over_time": Measure("entropy_over_time", None, None, "evenness over time"),
+    "entropy_over_values": Measure("entropy_over_values", None, None, "evenness over values"),
+}
+
+#: What a number of the table is.
+WHAT: Final = {
+    "size": "mean size",
+    "mean": "mean",
+    "significance": "mean",
+    "difference": "difference",
+    "variance": "variance",
+    "entropy_over_time": "entropy",
+    "entropy_over_values": "entropy",
+}
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The rows of top_features."""
+    """The features in their order, their courses in time, and what the marked patients have."""
 
     state: State
     rows: list[Mapping[str, Any]]
+    courses: Mapping[str, list[tuple[int, float]]]
+    marked: Mapping[str, float]
+    n_bins: int
+
+    @property
+    def measure(self) -> Measure:
+        """What the bars show."""
+        return MEASURES[self.state.order]
 
 
 class Ranking:
-    """Mean absolute contribution per prediction; a bar or a row chooses its feature."""
+    """A bar and a sparkline a feature; a bar or a row chooses it."""
+
+    name, exported = "ranking", "rows"
 
     def __init__(self, choices: Choices, choose: Choose) -> None:
         self._choices = choices
-        self._heading, self._table = text(), text("", "ranking-table")
-        self.source = ColumnDataSource(_columns([], ""), name="ranking_bars")
+        self.source, self.marked, self.lines = empty(*COLUMNS), empty("y", "value"), empty("xs", "ys", "color")
+        self.source.name = "ranking_bars"
         self._plot = chart(300, left=LABEL_WIDTH)
-        self._plot.min_border_right = 26
+        self._plot.min_border_right = 12
         self._plot.yaxis.ticker = self._rows = FixedTicker(ticks=[])
-        self._plot.xaxis.ticker = BasicTicker(desired_num_ticks=3)
-        bars = self._plot.hbar(y="y", left=0, right="length", height=0.72, color="color", source=self.source)
-        bars.nonselection_glyph = bars.glyph
-        bars.selection_glyph = bars.glyph
+        self._plot.xaxis.ticker = self._numbers = FixedTicker(ticks=[])
+        self._plot.ygrid.visible = False
+        self._plot.extra_x_ranges = {"time": Range1d(start=0, end=1)}
+        self._plot.add_layout(Span(location=0, dimension="height", line_color=ZERO_LINE, line_width=1))
+        bars = draw(
+            self._plot,
+            self.source,
+            HBar(y="y", left=0, right="length", height=0.72, line_color=None, fill_color="color", fill_alpha="alpha"),
+        )
+        draw(
+            self._plot,
+            self.marked,
+            HBar(y="y", left=0, right="value", height=0.24, line_color=None, fill_color="#e08a3c"),
+        )
+        draw(
+            self._plot, self.source, Segment(x0="low", x1="high", y0="y", y1="y", line_color="#1c2430", line_width=1.5)
+        )
+        # No course of theirs is drawn beyond the bars' own region.
+        sparklines = draw(self._plot, self.lines, MultiLine(xs="xs", ys="ys", line_color="color", line_width=1.5))
+        sparklines.x_range_name = "time"
         self._plot.add_tools(
             tooltip(
                 [bars],
                 [
                     ("feature", "@name"),
-                    ("mean size per prediction", "@mean_words"),
-                    ("mean per event", "@event_words"),
+                    ("@what", "@value_words"),
                     ("95 % interval", "@interval_words"),
-                    ("patients", "@n_patients{0,0}"),
-                    ("events", "@n_events{0,0}"),
+                    ("patients", "@patients"),
                 ],
             ),
             TapTool(renderers=[bars]),
         )
-        self._plot.ygrid.visible = False
 
         def tapped(attribute: str, old: list[int], new: list[int]) -> None:
             if new:
@@ -79,76 +154,198 @@ class Ranking:
         self.source.selected.on_change("indices", tapped)
 
     @property
-    def roots(self) -> Mapping[str, UIElement]:
-        """The card's title, the bars and the table."""
-        return {"ranking_heading": self._heading, "ranking": self._plot, "ranking_table": self._table}
+    def charts(self) -> Mapping[str, UIElement]:
+        """The bars with their sparklines."""
+        return {"ranking": self._plot}
 
-    def query(self, store: Asks, state: State) -> Ranked:
-        """The first features of the ranking."""
-        return Ranked(state, store.ask("top_features", **state.cohort, top=TOP).to_pylist())
+    def questions(self, state: State) -> Mapping[str, Question]:
+        """The first features of the order, and their courses."""
+        most = TOP if state.order == "size" else COURSES
+        asked = {"rows": _ranking(state), "courses": question("sparklines", **state.of(), top=most)}
+        if state.selected_cohort is not None and state.order in ("size", "mean", "significance"):
+            asked["marked"] = question("top_features", **state.of(state.selected_cohort), top=ALL)
+        return asked
 
-    def put(self, data: Ranked) -> None:
-        """Nothing; bars and table follow."""
+    def read(self, state: State, tables: Tables) -> Ranked:
+        """The rows, and the courses of those."""
+        rows = tables["rows"].to_pylist()
+        wanted = {row["code"] for row in rows}
+        courses: dict[str, list[tuple[int, float]]] = {code: [] for code in wanted}
+        told = tables["courses"]
+        for code, time_bin, mean in zip(
+            *(told.column(name).to_pylist() for name in ("code", "time_bin", "mean_per_prediction")), strict=True
+        ):
+            if code in wanted and mean is not None:
+                courses[code].append((time_bin, mean))
+        marked: dict[str, float] = {}
+        if "marked" in tables:
+            column, told = MEASURES[state.order].value, tables["marked"]
+            there = told.filter(pc.is_in(told["code"], pa.array(sorted(wanted), pa.string())))
+            marked = {row["code"]: row[column] for row in there.to_pylist()}
+        return Ranked(state, rows, courses, marked, self._choices.offered[state.run].time.n_bins)
+
+    def put(self, data: Ranked) -> Texts:
+        """The card's title, and the table."""
         run = self._choices.runs[data.state.run]
-        unit = unit_of(run)
         n = len(data.rows)
-        none = capitalised(no_cells(data.state.min_patients)) + "."
-        shown = f"the {n} with most" if n == TOP else counted(n, "feature")
-        ranked = f"by mean absolute {quantity(run)} per prediction; choose a bar"
-        if any(row["mean_abs_per_prediction"] is None for row in data.rows):
-            ranked = "without a rank: how many predictions there are may not be shown for this cohort"
-        self._heading.text = heading(ranking_title(run), f"{shown} {ranked}") if n else words(none)
         self._plot.visible = n > 0
         self.source.selected.indices = []
-        self.source.data = _columns(data.rows, data.state.feature)
-        largest = max(self.source.data["length"], default=0.0) or 1.0
-        self._plot.x_range.update(start=0, end=largest * 1.04)
+        self.source.data = columns(data)
+        if not n:
+            none = capitalised(no_cells(data.state.min_patients)) + "."
+            return {"ranking_heading": "", "ranking_words": words(none), "ranking_table": ""}
+        at = dict(zip(self.source.data["code"], self.source.data["y"], strict=True))
+        self.marked.data = {
+            "y": [at[code] for code in data.marked],
+            "value": [data.marked[code] for code in data.marked],
+        }
+        ends = [
+            end
+            for name in ("length", "low", "high")
+            for end in self.source.data[name]
+            if end is not None and end == end
+        ]
+        low, high = min(0.0, *ends), max(0.0, *ends)
+        span = (high - low) or 1.0
+        low, high = low - (0.03 * span if low < 0 else 0), high + 0.03 * span
+        self._plot.x_range.update(start=low, end=high + (high - low) * SPARKLINES / (1 - SPARKLINES))
+        self._numbers.ticks = ticks(low, high)
+        self._plot.xaxis.major_label_overrides = {tick: number(tick, 3) for tick in ticks(low, high)}
+        bins = max(1, data.n_bins)
+        self._plot.extra_x_ranges["time"].update(start=-bins / SPARKLINES * 1.04, end=bins * 0.02)
+        self.lines.data = sparkline_columns(data)
         self._plot.y_range.update(start=-n - 0.5, end=-0.5)
         self._plot.height = BAR_HEIGHT * n + 62
         self._rows.ticks = sorted(self.source.data["y"])
         self._plot.yaxis.major_label_overrides = {
             -row["rank"]: shortened(str(row["description"] or row["code"]), 22) for row in data.rows
         }
-        self._plot.xaxis.axis_label = f"{unit} per prediction"
-        self._table.text = _table(data, run) if n else words(none)
+        self._plot.xaxis.axis_label = data.measure.axis.format(unit=unit_of(run))
+        shown = f"the first {n}" if n == TOP else counted(n, "feature")
+        ranked = f"by {ORDERS[data.state.order]}; choose a bar; at the right its course in time, each to its own scale"
+        if data.state.order == "size" and any(row["mean_abs_per_prediction"] is None for row in data.rows):
+            ranked = "without a rank: how many predictions there are may not be shown for this cohort"
+        return {
+            "ranking_heading": heading(ranking_title(run), f"{shown} {ranked}"),
+            "ranking_words": "",
+            "ranking_table": _table(data, run),
+        }
 
 
-def _columns(rows: list[Mapping[str, Any]], chosen: str) -> Columns:
-    return {
-        "y": [-row["rank"] for row in rows],
-        "code": [row["code"] for row in rows],
-        "name": [feature_words(row["code"], row["description"]) for row in rows],
-        "color": [CHOSEN if row["code"] == chosen else MARK for row in rows],
-        "length": [row["mean_abs_per_prediction"] or 0.0 for row in rows],
-        "mean_abs_per_prediction": [row["mean_abs_per_prediction"] for row in rows],
-        "mean_words": [amount(row["mean_abs_per_prediction"]) for row in rows],
-        "event_words": [signed(row["mean_per_event"]) for row in rows],
-        "interval_words": [interval(row["mean_per_event_low"], row["mean_per_event_high"]) for row in rows],
-        "n_patients": [row["n_patients"] for row in rows],
-        "n_events": [row["n_events"] for row in rows],
-    }
+def _ranking(state: State) -> Question:
+    """The question that an order asks."""
+    if state.order == "difference":
+        if state.reference is None:
+            raise UserError("There is nobody to compare with: choose a reference first, or another order.")
+        return question("cohort_comparison", **state.of_both(), top=TOP)
+    if state.order in ("size", "mean", "significance"):
+        return question("top_features", **state.of(), top=TOP, order_by=state.order)
+    if not state.cohort.is_ready:
+        raise UserError(
+            f"The order by {ORDERS[state.order]} is ready for classes and strata alone: remove the conditions, or choose another."
+        )
+    return question("feature_ranking", criterion=state.order, **state.of(), top=TOP)
+
+
+COLUMNS = (
+    *("y", "code", "name", "color", "alpha", "length", "value", "low", "high", "what", "value_words", "interval_words"),
+    *("patients", "n_patients"),
+)
+
+
+def _patients(row: Mapping[str, Any]) -> list[int]:
+    return [row["n_patients_a"], row["n_patients_b"]] if "n_patients_a" in row else [row["n_patients"]]
+
+
+def _is_faint(data: Ranked, row: Mapping[str, Any]) -> bool:
+    """Whether a row's sign is not sure; of differences, whether it is no discovery among all that were tested."""
+    if data.measure.low is None:
+        return False
+    if data.state.order == "difference":
+        return not row["is_discovery"]
+    low, high = data.measure.ends(row)
+    return low is None or high is None or low <= 0 <= high
+
+
+def columns(data: Ranked) -> Columns:
+    """The bars at their places."""
+    rows, measure = data.rows, data.measure
+    told: Columns = {name: [] for name in COLUMNS}
+    for row in rows:
+        value, (low, high) = row[measure.value], measure.ends(row)
+        patients = _patients(row)
+        each = {
+            "y": -row["rank"],
+            "code": row["code"],
+            "name": feature_words(row["code"], row["description"]),
+            "color": CHOSEN if row["code"] == data.state.feature else MARK,
+            "alpha": FADED if _is_faint(data, row) else 1.0,
+            "length": value or 0.0,
+            "value": value,
+            "low": math.nan if low is None else low,
+            "high": math.nan if high is None else high,
+            "what": ORDERS[data.state.order],
+            "value_words": "not shown" if value is None else number(value),
+            "interval_words": "" if measure.low is None else interval(low, high),
+            "patients": " and ".join(f"{n:,}" for n in patients),
+            "n_patients": max(patients),
+        }
+        for name, one in each.items():
+            told[name].append(one)
+    return told
+
+
+def sparkline_columns(data: Ranked) -> Columns:
+    """The course of each feature within its row, around its middle, as high as its largest bin."""
+    told: Columns = {"xs": [], "ys": [], "color": []}
+    for row in data.rows:
+        course = sorted(data.courses.get(row["code"], []), reverse=True)
+        largest = max((abs(mean) for _, mean in course), default=0.0)
+        if len(course) < 2 or not largest:
+            continue
+        told["xs"].append([-time_bin - 0.5 for time_bin, _ in course])
+        told["ys"].append([-row["rank"] + 0.36 * mean / largest for _, mean in course])
+        told["color"].append(CHOSEN if row["code"] == data.state.feature else MARK)
+    return told
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """A few round numbers within a range.
+
+    Example:
+        >>> ticks(0.0, 0.93), ticks(-1.0, 1.2)
+        ([0.0, 0.25, 0.5, 0.75], [-1.0, 0.0, 1.0])
+    """
+    span = (high - low) or 1.0
+    unit = 10 ** math.floor(math.log10(span))
+    step = next(unit * k for k in (0.2, 0.25, 0.5, 1, 2, 2.5, 5, 10) if span / (unit * k) <= 4)
+    return [round(i * step, 12) + 0.0 for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _table(data: Ranked, run: Mapping[str, Any]) -> str:
-    """The rows as HTML; a feature's name is a link to the page with that feature."""
+    """The rows as HTML; a feature's name chooses it."""
+    measure = data.measure
     rows = []
     for row in data.rows:
-        address = html.escape(replace(data.state, feature=row["code"]).address)
-        name = html.escape(feature_words(row["code"], row["description"]))
-        current = ' aria-current="true"' if row["code"] == data.state.feature else ""
-        rows.append(
-            [
-                f'<a href="?{address}" data-feature="{html.escape(row["code"])}"{current}>{name}</a>',
-                f"{row['n_patients']:,}",
-                f"{row['n_events']:,}",
-                amount(row["mean_abs_per_prediction"]),
-                signed(row["mean_per_event"]),
-                interval(row["mean_per_event_low"], row["mean_per_event_high"]),
-            ]
-        )
+        low, high = measure.ends(row)
+        value = row[measure.value]
+        told = [
+            choice("choose", feature_words(row["code"], row["description"]), name="feature", value=row["code"]),
+            " and ".join(f"{n:,}" for n in _patients(row)),
+            "not shown" if value is None else html.escape(signed(value) if measure.low else number(value)),
+        ]
+        if measure.low is not None:
+            told.append(html.escape(interval(low, high)))
+        if data.state.order == "difference":
+            told.append("" if row["q_value"] is None else number(row["q_value"], 2))
+        rows.append(told)
+    head = ["Feature", "Patients", f"{capitalised(WHAT[data.state.order])}, {measure.axis.format(unit=unit_of(run))}"]
+    head += ["95 % interval"] * (measure.low is not None) + ["False discovery rate"] * (
+        data.state.order == "difference"
+    )
     return table(
-        f"Features ranked by their mean absolute {quantity_in_unit(run)}, per prediction; intervals: 95 %, patients as units.",
-        ["Feature", "Patients", "Events", f"Mean |{quantity(run)}| per prediction", "Mean per event", "95 % interval"],
+        f"Features by {ORDERS[data.state.order]}: {quantity(run)}; intervals: 95 %, patients as units.",
+        head,
         rows,
         chosen=next((i for i, row in enumerate(data.rows) if row["code"] == data.state.feature), None),
     )

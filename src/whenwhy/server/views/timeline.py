@@ -4,63 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from bokeh.models import BasicTicker, ColumnDataSource
+from bokeh.models import BasicTicker
 from bokeh.models.annotations.geometry import Span
+from bokeh.models.glyphs import Quad, Scatter, Segment
 from bokeh.models.ui.ui_element import UIElement
 
-from whenwhy.server.answers import Asks
+from whenwhy.server.answers import Question, question
+from whenwhy.server.charts import (
+    CHOSEN,
+    FADED,
+    MARK,
+    REFERENCE,
+    ZERO_LINE,
+    Columns,
+    TimeFrame,
+    around_zero,
+    brushed,
+    draw,
+    empty,
+    tooltip,
+)
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import interval, quantity_in_unit, signed, unit_of
+from whenwhy.server.cohort import recorded_text
+from whenwhy.server.labels import found, interval, quantity_in_unit, signed, unit_of
+from whenwhy.server.markup import heading, in_details, table
 from whenwhy.server.state import State
-from whenwhy.server.time_scale import TimeFrame, TimeScale
-from whenwhy.server.view import MARK, Columns, heading, in_details, table, text, tooltip
-from whenwhy.server.views.heat_map import found
+from whenwhy.server.time_scale import TimeScale
+from whenwhy.server.view import Mark, Tables, Texts
+
+#: Whose courses are drawn over each other, and in which colour.
+COURSES: Final = {"cohort": MARK, "reference": REFERENCE, "marked": CHOSEN}
 
 
 @dataclass(frozen=True)
 class Course:
-    """The rows of feature_timeline."""
+    """The rows of feature_timeline of the cohort, of its reference, and of who is marked."""
 
     state: State
     scale: TimeScale
-    rows: list[Mapping[str, Any]]
+    rows: Mapping[str, list[Mapping[str, Any]]]
     summary: Mapping[str, Any] | None
 
 
 class Timeline:
     """The mean contribution per event; the mean per prediction at risk stands in the tooltip and the table."""
 
-    def __init__(self, choices: Choices, frame: TimeFrame) -> None:
-        self._choices = choices
-        self._heading, self._table = text(), text()
-        self.source = ColumnDataSource(columns(None), name="timeline_means")
-        self.bands = ColumnDataSource(band_columns([]), name="timeline_bands")
+    name, exported = "timeline", "cohort"
+
+    def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark) -> None:
+        self._choices, self._mark = choices, mark
+        self._feature, self._scale = "", TimeScale(0, 1.0)
+        self.source, self.bands = empty(*COLUMNS), empty(*BANDS)
+        self.source.name, self.bands.name = "timeline_means", "timeline_bands"
         self._plot = frame.chart(216, min_border_top=8, min_border_bottom=52)
         self._plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
         self._plot.xgrid.visible = False
-        self._plot.add_layout(Span(location=0, dimension="width", line_color="#5b6777", line_width=1))
-        self._plot.quad(
+        self._plot.add_layout(Span(location=0, dimension="width", line_color=ZERO_LINE, line_width=1))
+        band = Quad(
             left="left",
             right="right",
             bottom="low",
             top="high",
-            color=MARK,
-            alpha=0.35,
+            fill_color="color",
+            fill_alpha="alpha",
             line_color=None,
-            source=self.bands,
         )
-        means = self._plot.segment(
-            x0="left", x1="right", y0="mean", y1="mean", color=MARK, line_width=2, source=self.source
+        draw(self._plot, self.bands, band)
+        lines = Segment(
+            x0="left", x1="right", y0="mean", y1="mean", line_color="color", line_width=2, line_alpha="alpha"
         )
-        points = self._plot.scatter(
-            x="x", y="mean", size=6, line_color=MARK, fill_color="fill", line_width=2, source=self.source
+        points = Scatter(
+            x="x", y="mean", size=6, line_color="color", fill_color="fill", line_width=2, line_alpha="alpha"
         )
         self._plot.add_tools(
             tooltip(
-                [means, points],
+                [draw(self._plot, self.source, lines), draw(self._plot, self.source, points)],
                 [
+                    ("of", "@who"),
                     ("time", "@time"),
                     ("mean per event", "@event_words"),
                     ("95 % interval", "@event_interval"),
@@ -71,68 +93,99 @@ class Timeline:
                 ],
             )
         )
+        brushed(self._plot, self._brushed, "width")
 
     @property
-    def roots(self) -> Mapping[str, UIElement]:
-        """The card's title, the course, and the same as a table."""
-        return {"timeline_heading": self._heading, "timeline": self._plot, "timeline_table": self._table}
+    def charts(self) -> Mapping[str, UIElement]:
+        """The course."""
+        return {"timeline": self._plot}
 
-    def query(self, store: Asks, state: State) -> Course:
-        """The feature's course."""
-        return Course(
-            state,
-            TimeScale.of(store.ask("time_bins", run=state.run).to_pylist()),
-            store.ask("feature_timeline", feature=state.feature, **state.cohort).to_pylist(),
-            next(iter(store.ask("feature_summary", feature=state.feature, **state.cohort).to_pylist()), None),
-        )
+    def questions(self, state: State) -> Mapping[str, Question]:
+        """The feature's courses."""
+        feature = {"feature": state.feature}
+        asked = {
+            "cohort": question("feature_timeline", **feature, **state.of()),
+            "summary": question("feature_summary", **feature, **state.of()),
+        }
+        for name, cohort in (("reference", state.reference), ("marked", state.selected_cohort)):
+            if cohort is not None:
+                asked[name] = question("feature_timeline", **feature, **state.of(cohort))
+        return asked
 
-    def put(self, data: Course) -> None:
-        """Nothing; the course follows."""
-        self._plot.visible = bool(data.rows)
-        self.source.data = columns(data)
-        self.bands.data = band_columns(data.rows)
+    def read(self, state: State, tables: Tables) -> Course:
+        """The courses."""
+        rows = {name: table.to_pylist() for name, table in tables.items()}
+        summary = rows.pop("summary")
+        return Course(state, self._choices.offered[state.run].time, rows, summary[0] if summary else None)
+
+    def put(self, data: Course) -> Texts:
+        """The card's title, and the course as a table."""
+        self._feature, self._scale = data.state.feature, data.scale
+        everything = [row for rows in data.rows.values() for row in rows]
+        self._plot.visible = bool(everything)
+        self.source.data, self.bands.data = columns(data), band_columns(data)
         run = self._choices.runs[data.state.run]
-        unit = unit_of(run)
-        low, high = around_zero(data.rows)
+        ends = ("mean_per_event", "mean_per_event_low", "mean_per_event_high")
+        low, high = around_zero([row[name] for row in everything for name in ends])
         self._plot.y_range.update(start=low, end=high)
-        self._plot.yaxis.axis_label = f"{unit} per event"
-        if not data.rows:
-            self._heading.text = self._table.text = ""
-            return
-        self._heading.text = heading(
+        self._plot.yaxis.axis_label = f"{unit_of(run)} per event"
+        if not everything:
+            return {"timeline_heading": "", "timeline_table": ""}
+        key = "".join(
+            f'<span class="key" style="--mark:{COURSES[name]}">{said}</span>'
+            for name, said in (("cohort", "the cohort"), ("reference", "its reference"), ("marked", "marked patients"))
+            if name in data.rows and len(data.rows) > 1
+        )
+        told = heading(
             f"When it mattered{found(data.summary)}",
             "band: 95 % interval, patients as units; hollow: fewer than 30 effective patients, no interval",
         )
-        self._table.text = _table(data, run)
+        return {"timeline_heading": told + (f"<p>{key}</p>" if key else ""), "timeline_table": _table(data, run)}
+
+    def _brushed(self, left: float, right: float, bottom: float, top: float) -> None:
+        """Marks the bins that a stretch of time touches."""
+        if self._scale.n_bins:
+            first, last = self._scale.between(left, right)
+            self._mark(recorded_text(self._feature, (), self._scale.hours(first, last)))
 
 
-def around_zero(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Ends of an axis that holds zero, every mean and every interval, with some air.
+COLUMNS = (
+    *("x", "left", "right", "time_bin", "mean", "color", "fill", "alpha", "who", "n_patients", "n_events"),
+    *("n_patients_at_risk", "time", "event_words", "event_interval", "prediction_words", "prediction_interval"),
+)
+BANDS = ("left", "right", "low", "high", "color", "alpha")
 
-    Example:
-        >>> around_zero([{"mean_per_event": 1.0, "mean_per_event_low": None, "mean_per_event_high": None}])
-        (-0.08, 1.08)
-    """
-    names = ("mean_per_event", "mean_per_event_low", "mean_per_event_high")
-    ends = [0.0, *(row[name] for row in rows for name in names if row[name] is not None)]
-    air = 0.08 * (max(ends) - min(ends)) or 1.0
-    return min(ends) - air, max(ends) + air
+WHO: Final = {"cohort": "the cohort", "reference": "its reference", "marked": "marked patients"}
 
 
-def columns(data: Course | None) -> Columns:
+def _each(data: Course) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """Each row, whose it is, and whether it lies in what is marked."""
+    selected, feature = data.state.selected, data.state.feature
+    return [
+        (who, row, selected is None or selected.holds(feature, None, row["low_hours"]))
+        for who in COURSES
+        for row in data.rows.get(who, [])
+    ]
+
+
+def columns(data: Course) -> Columns:
     """The means at their places, with the words of their tooltips."""
-    rows, scale = (data.rows, data.scale) if data else ([], TimeScale(0, 1.0))
+    each = _each(data)
+    rows = [row for _, row, _ in each]
     return {
         "x": [-row["time_bin"] - 0.5 for row in rows],
         "left": [-row["time_bin"] - 1 for row in rows],
         "right": [-row["time_bin"] for row in rows],
         "time_bin": [row["time_bin"] for row in rows],
         "mean": [row["mean_per_event"] for row in rows],
-        "fill": fills(rows),
+        "color": [COURSES[who] for who, _, _ in each],
+        "fill": ["#ffffff" if row["mean_per_event_low"] is None else COURSES[who] for who, row, _ in each],
+        "alpha": [1.0 if is_marked else FADED for _, _, is_marked in each],
+        "who": [WHO[who] for who, _, _ in each],
         "n_patients": [row["n_patients"] for row in rows],
         "n_events": [row["n_events"] for row in rows],
         "n_patients_at_risk": [at_risk(row) for row in rows],
-        "time": [scale.words(row["time_bin"]) for row in rows],
+        "time": [data.scale.words(row["time_bin"]) for row in rows],
         "event_words": [signed(row["mean_per_event"]) for row in rows],
         "event_interval": [interval(row["mean_per_event_low"], row["mean_per_event_high"]) for row in rows],
         "prediction_words": [signed(row["mean_per_prediction"]) for row in rows],
@@ -152,21 +205,25 @@ def fills(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["#ffffff" if row["mean_per_event_low"] is None else MARK for row in rows]
 
 
-def band_columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
+def band_columns(data: Course) -> Columns:
     """The intervals, where there are any."""
-    known = [row for row in rows if row["mean_per_event_low"] is not None]
+    known = [(who, row, is_marked) for who, row, is_marked in _each(data) if row["mean_per_event_low"] is not None]
     return {
-        "left": [-row["time_bin"] - 1 for row in known],
-        "right": [-row["time_bin"] for row in known],
-        "low": [row["mean_per_event_low"] for row in known],
-        "high": [row["mean_per_event_high"] for row in known],
+        "left": [-row["time_bin"] - 1 for _, row, _ in known],
+        "right": [-row["time_bin"] for _, row, _ in known],
+        "low": [row["mean_per_event_low"] for _, row, _ in known],
+        "high": [row["mean_per_event_high"] for _, row, _ in known],
+        "color": [COURSES[who] for who, _, _ in known],
+        "alpha": [0.3 if is_marked else 0.3 * FADED for _, _, is_marked in known],
     }
 
 
 def _table(data: Course, run: Mapping[str, Any]) -> str:
+    several = len(data.rows) > 1
     rows = [
         [
             data.scale.words(row["time_bin"]),
+            *([WHO[who]] if several else []),
             at_risk(row),
             f"{row['n_patients']:,}",
             f"{row['n_events']:,}",
@@ -175,14 +232,14 @@ def _table(data: Course, run: Mapping[str, Any]) -> str:
             signed(row["mean_per_prediction"]),
             interval(row["mean_per_prediction_low"], row["mean_per_prediction_high"]),
         ]
-        for row in data.rows
+        for who, row, _ in _each(data)
     ]
-    head = ["Time", "Patients at risk", "Patients", "Events", "Mean per event", "95 % interval"]
+    head = ["Time", *(["Of"] if several else []), "Patients at risk", "Patients", "Events", "Mean per event"]
     return in_details(
         "The course as a table",
         table(
             f"Mean {quantity_in_unit(run)}; intervals: 95 %, patients as units.",
-            [*head, "Mean per prediction at risk", "95 % interval"],
+            [*head, "95 % interval", "Mean per prediction at risk", "95 % interval"],
             rows,
         ),
     )

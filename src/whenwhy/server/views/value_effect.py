@@ -5,80 +5,109 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from bokeh.models import BasicTicker, ColumnDataSource
+from bokeh.models import BasicTicker
 from bokeh.models.annotations.geometry import Span
+from bokeh.models.glyphs import HBar, Scatter, Segment
 from bokeh.models.ui.ui_element import UIElement
 
-from whenwhy.server.answers import Asks
-from whenwhy.server.choices import Choices
-from whenwhy.server.labels import capitalised, interval, no_cells, quantity_in_unit, signed, unit_of, value_labels
-from whenwhy.server.state import State
-from whenwhy.server.view import (
+from whenwhy.server.answers import Question, question
+from whenwhy.server.charts import (
+    FADED,
     HIDDEN_FILL,
     HIDDEN_HATCH,
     MARK,
+    ZERO_LINE,
     Columns,
+    around_zero,
+    brushed,
     chart,
-    heading,
-    in_details,
-    table,
-    text,
+    draw,
+    empty,
+    room_for,
+    show_values,
     tooltip,
-    words,
 )
-from whenwhy.server.views.heat_map import BELOW, found, room_for, show_values
-from whenwhy.server.views.timeline import around_zero, fills
+from whenwhy.server.choices import Choices
+from whenwhy.server.cohort import recorded_text
+from whenwhy.server.labels import (
+    capitalised,
+    found,
+    interval,
+    no_cells,
+    quantity_in_unit,
+    signed,
+    unit_of,
+    value_labels,
+)
+from whenwhy.server.markup import heading, in_details, table, words
+from whenwhy.server.state import State
+from whenwhy.server.view import Mark, Tables, Texts
+from whenwhy.server.views.heat_map import BELOW
+from whenwhy.server.views.timeline import COURSES, WHO
+
+#: How far the cohort, its reference and the marked patients lie apart within a row.
+OFFSETS: Final = {"cohort": 0.0, "reference": -0.25, "marked": 0.25}
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The rows of value_effect within all ranges of the feature."""
+    """The rows of value_effect, of the cohort, its reference and who is marked, within all ranges of the feature."""
 
     state: State
     values: list[Mapping[str, Any]]
-    rows: list[Mapping[str, Any]]
+    rows: Mapping[str, list[Mapping[str, Any]]]
     summary: Mapping[str, Any] | None
+
+    @property
+    def each(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Each row, and whose it is."""
+        return [(who, row) for who in COURSES for row in self.rows.get(who, [])]
 
 
 class ValueEffect:
     """The mean contribution per event of each range of values, all time together."""
 
-    def __init__(self, choices: Choices) -> None:
-        self._choices = choices
-        self._heading, self._words, self._table = text(), text(visible=False), text()
-        self.source = ColumnDataSource(columns(None), name="value_effect_means")
-        self.whiskers = ColumnDataSource({"y": [], "low": [], "high": []}, name="value_effect_whiskers")
-        self.hidden = ColumnDataSource({"y": [], "left": [], "right": [], "value": []}, name="value_effect_hidden")
+    name, exported = "value_effect", "cohort"
+
+    def __init__(self, choices: Choices, mark: Mark) -> None:
+        self._choices, self._mark = choices, mark
+        self._feature, self._values = "", [0]
+        self.source, self.hidden = empty(*COLUMNS), empty("y", "left", "right", "value")
+        self.whiskers = empty("y", "low", "high", "color", "alpha")
+        self.source.name = "value_effect_means"
         self._plot = chart(360, min_border_top=8, min_border_bottom=BELOW)
         self._plot.xaxis.ticker = BasicTicker(desired_num_ticks=3)
-        self._plot.add_layout(Span(location=0, dimension="height", line_color="#5b6777", line_width=1))
-        missing = self._plot.hbar(
-            y="y",
-            left="left",
-            right="right",
-            height=1,
-            line_color="#ffffff",
-            fill_color=HIDDEN_FILL,
-            hatch_pattern="/",
-            hatch_color=HIDDEN_HATCH,
-            hatch_scale=7,
-            hatch_weight=0.6,
-            source=self.hidden,
+        self._plot.add_layout(Span(location=0, dimension="height", line_color=ZERO_LINE, line_width=1))
+        # What all values have in common is that the feature was measured.
+        self._measured = Span(location=0, dimension="height", line_color=MARK, line_width=1, line_dash="dashed")
+        self._plot.add_layout(self._measured)
+        missing = draw(
+            self._plot,
+            self.hidden,
+            HBar(
+                y="y",
+                left="left",
+                right="right",
+                height=1,
+                line_color="#ffffff",
+                fill_color=HIDDEN_FILL,
+                hatch_pattern="/",
+                hatch_color=HIDDEN_HATCH,
+                hatch_scale=7,
+                hatch_weight=0.6,
+            ),
         )
-        self._plot.segment(x0="low", x1="high", y0="y", y1="y", color=MARK, line_width=2, source=self.whiskers)
-        for end in ("low", "high"):
-            self._plot.scatter(
-                x=end, y="y", marker="dash", angle=1.5707963, size=10, color=MARK, line_width=2, source=self.whiskers
-            )
-        points = self._plot.scatter(
-            x="mean", y="y", size=8, line_color=MARK, fill_color="fill", line_width=2, source=self.source
-        )
+        whisker = Segment(x0="low", x1="high", y0="y", y1="y", line_color="color", line_width=2, line_alpha="alpha")
+        draw(self._plot, self.whiskers, whisker)
+        mean = Scatter(x="mean", y="y", size=8, line_color="color", fill_color="fill", line_width=2, line_alpha="alpha")
+        points = draw(self._plot, self.source, mean)
         self._plot.add_tools(
             tooltip(
                 [points],
                 [
+                    ("of", "@who"),
                     ("value", "@value"),
                     ("mean per event", "@event_words"),
                     ("95 % interval", "@interval"),
@@ -90,42 +119,43 @@ class ValueEffect:
                 [missing], [("value", "@value"), ("", "fewer than 11 patients, none, or hidden to protect others")]
             ),
         )
+        brushed(self._plot, self._brushed, "height")
 
     @property
-    def roots(self) -> Mapping[str, UIElement]:
-        """The card's title, words where there is nothing, the effect, and the same as a table."""
-        return {
-            "value_effect_heading": self._heading,
-            "value_effect_words": self._words,
-            "value_effect": self._plot,
-            "value_effect_table": self._table,
-        }
+    def charts(self) -> Mapping[str, UIElement]:
+        """The effect."""
+        return {"value_effect": self._plot}
 
-    def query(self, store: Asks, state: State) -> Effect:
+    def questions(self, state: State) -> Mapping[str, Question]:
         """The feature's effect by value."""
-        return Effect(
-            state,
-            store.ask("feature_bins", feature=state.feature, run=state.run).to_pylist(),
-            store.ask("value_effect", feature=state.feature, **state.cohort).to_pylist(),
-            next(iter(store.ask("feature_summary", feature=state.feature, **state.cohort).to_pylist()), None),
-        )
-
-    def put(self, data: Effect) -> None:
-        """Nothing; points and whiskers follow."""
-        run = self._choices.runs[data.state.run]
-        unit = unit_of(run)
-        labels = value_labels(data.values, with_unit=False)
-        self.source.data = columns(data)
-        known = [row for row in data.rows if row["mean_per_event_low"] is not None]
-        at = _places(data)
-        self.whiskers.data = {
-            "y": [at[row["feature_value_id"]] for row in known],
-            "low": [row["mean_per_event_low"] for row in known],
-            "high": [row["mean_per_event_high"] for row in known],
+        feature = {"feature": state.feature}
+        asked = {
+            "bins": question("feature_bins", **feature, run=state.run),
+            "cohort": question("value_effect", **feature, **state.of()),
+            "summary": question("feature_summary", **feature, **state.of()),
         }
-        low, high = around_zero(data.rows)
+        for name, cohort in (("reference", state.reference), ("marked", state.selected_cohort)):
+            if cohort is not None:
+                asked[name] = question("value_effect", **feature, **state.of(cohort))
+        return asked
+
+    def read(self, state: State, tables: Tables) -> Effect:
+        """The means."""
+        rows = {name: table.to_pylist() for name, table in tables.items()}
+        values, summary = rows.pop("bins"), rows.pop("summary")
+        return Effect(state, values, rows, summary[0] if summary else None)
+
+    def put(self, data: Effect) -> Texts:
+        """The card's title, words where there is nothing, and the same as a table."""
+        state = data.state
+        self._feature, self._values = state.feature, [value["feature_value_id"] for value in data.values]
+        run = self._choices.runs[state.run]
+        labels = value_labels(data.values, with_unit=False)
+        self.source.data, self.whiskers.data = columns(data), whisker_columns(data)
+        ends = ("mean_per_event", "mean_per_event_low", "mean_per_event_high")
+        low, high = around_zero([row[name] for _, row in data.each for name in ends])
         self._plot.x_range.update(start=low, end=high)
-        there = {row["feature_value_id"] for row in data.rows}
+        there = {row["feature_value_id"] for row in data.rows["cohort"]}
         gone = [i for i, value in enumerate(data.values) if value["feature_value_id"] not in there]
         self.hidden.data = {
             "y": gone,
@@ -133,34 +163,66 @@ class ValueEffect:
             "right": [high for _ in gone],
             "value": [labels[i] for i in gone],
         }
-        self._plot.xaxis.axis_label = f"{unit} per event"
-        name = self._choices.offered[data.state.run].name_of(data.state.feature)
+        self._plot.xaxis.axis_label = f"{unit_of(run)} per event"
+        name = self._choices.offered[state.run].name_of(state.feature)
         self._plot.height = 8 + BELOW + show_values(self._plot, labels, data.values, name)
         self._plot.min_border_left = room_for(labels)
-        self._plot.visible = bool(data.rows)
-        self._words.visible = not data.rows
-        self._words.text = "" if data.rows else words(capitalised(no_cells(data.state.min_patients)) + ".")
-        self._heading.text = heading(
-            f"Value effect{found(data.summary)}",
-            "all time together; whiskers: 95 % interval, patients as units; hollow: fewer than 30 effective patients, "
-            "no interval",
+        has_numbers = data.summary is not None and len(data.values) > 1
+        self._measured.update(
+            location=data.summary["mean_per_event"] if has_numbers and data.summary else 0, visible=has_numbers
         )
-        self._table.text = _table(data, labels, run) if data.rows else ""
+        self._plot.visible = bool(data.rows["cohort"])
+        if not data.rows["cohort"]:
+            none = words(capitalised(no_cells(state.min_patients)) + ".")
+            return {"value_effect_heading": "", "value_effect_words": none, "value_effect_table": ""}
+        told = (
+            "all time together; whiskers: 95 % interval, patients as units; hollow: fewer than 30 effective patients, "
+            "no interval"
+        )
+        if has_numbers:
+            told += "; dashed: the mean of all values, what being measured at all adds"
+        return {
+            "value_effect_heading": heading(f"Value effect{found(data.summary)}", told),
+            "value_effect_words": "",
+            "value_effect_table": _table(data, labels, run),
+        }
+
+    def _brushed(self, left: float, right: float, bottom: float, top: float) -> None:
+        """Marks the ranges that a stretch of values touches."""
+        rows = [i for i in range(len(self._values)) if i + 0.5 > bottom and i - 0.5 <= top]
+        if rows:
+            self._mark(recorded_text(self._feature, tuple(self._values[i] for i in rows)))
+
+
+COLUMNS = (
+    *("y", "feature_value_id", "mean", "color", "fill", "alpha", "who", "n_patients", "n_events", "value"),
+    *("event_words", "interval"),
+)
 
 
 def _places(data: Effect) -> dict[int, int]:
     return {value["feature_value_id"]: i for i, value in enumerate(data.values)}
 
 
-def columns(data: Effect | None) -> Columns:
+def _alpha(data: Effect, row: Mapping[str, Any]) -> float:
+    selected = data.state.selected
+    is_marked = selected is None or selected.holds(data.state.feature, row["feature_value_id"], None)
+    return 1.0 if is_marked else FADED
+
+
+def columns(data: Effect) -> Columns:
     """The means at their places, with the words of their tooltips."""
-    at, label = (_places(data), value_labels(data.values)) if data else ({}, [])
-    rows = [row for row in data.rows if row["feature_value_id"] in at] if data else []
+    at, label = _places(data), value_labels(data.values)
+    each = [(who, row) for who, row in data.each if row["feature_value_id"] in at]
+    rows = [row for _, row in each]
     return {
-        "y": [at[row["feature_value_id"]] for row in rows],
+        "y": [at[row["feature_value_id"]] + OFFSETS[who] for who, row in each],
         "feature_value_id": [row["feature_value_id"] for row in rows],
         "mean": [row["mean_per_event"] for row in rows],
-        "fill": fills(rows),
+        "color": [COURSES[who] for who, _ in each],
+        "fill": ["#ffffff" if row["mean_per_event_low"] is None else COURSES[who] for who, row in each],
+        "alpha": [_alpha(data, row) for row in rows],
+        "who": [WHO[who] for who, _ in each],
         "n_patients": [row["n_patients"] for row in rows],
         "n_events": [row["n_events"] for row in rows],
         "value": [label[at[row["feature_value_id"]]] for row in rows],
@@ -169,18 +231,35 @@ def columns(data: Effect | None) -> Columns:
     }
 
 
+def whisker_columns(data: Effect) -> Columns:
+    """The intervals, where there are any."""
+    at = _places(data)
+    known = [
+        (who, row) for who, row in data.each if row["mean_per_event_low"] is not None and row["feature_value_id"] in at
+    ]
+    return {
+        "y": [at[row["feature_value_id"]] + OFFSETS[who] for who, row in known],
+        "low": [row["mean_per_event_low"] for _, row in known],
+        "high": [row["mean_per_event_high"] for _, row in known],
+        "color": [COURSES[who] for who, _ in known],
+        "alpha": [_alpha(data, row) for _, row in known],
+    }
+
+
 def _table(data: Effect, labels: list[str], run: Mapping[str, Any]) -> str:
     label = dict(zip(_places(data), labels, strict=True))
+    several = len(data.rows) > 1
     rows = [
         [
             html.escape(label[row["feature_value_id"]]),
+            *([WHO[who]] if several else []),
             f"{row['n_patients']:,}",
             f"{row['n_events']:,}",
             signed(row["mean_per_event"]),
             interval(row["mean_per_event_low"], row["mean_per_event_high"]),
         ]
-        for row in data.rows
+        for who, row in data.each
     ]
     caption = f"Mean per event: {quantity_in_unit(run)}; intervals: 95 %, patients as units."
-    head = ["Value", "Patients", "Events", "Mean per event", "95 % interval"]
+    head = ["Value", *(["Of"] if several else []), "Patients", "Events", "Mean per event", "95 % interval"]
     return in_details("The value effect as a table", table(caption, head, rows))

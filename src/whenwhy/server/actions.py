@@ -1,0 +1,188 @@
+"""What a person did on a page flows in, the state that follows flows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from whenwhy.errors import UserError, unknown_name
+from whenwhy.server.cohort import Cohort
+from whenwhy.server.state import ORDERS, PARTS, State, default_state
+
+if TYPE_CHECKING:
+    from whenwhy.server.session import Session
+
+Told = Mapping[str, Any]
+
+
+def acted(session: Session, action: str, told: Told) -> State:
+    """The state after an action.
+
+    Raises:
+        UserError: no such action, or one that cannot be done.
+    """
+    if action not in ACTIONS:
+        raise unknown_name("action", str(action)[:60], ACTIONS)
+    return ACTIONS[action](session, told)
+
+
+def _choose(session: Session, told: Told) -> State:
+    """Another feature, split, class, stratum, order or run."""
+    name, value = str(told["name"]), str(told["value"])
+    state = session.state
+    offered = session.version.choices.offered[state.run]
+    known: dict[str, Any] = {
+        "feature": offered.features,
+        "other": offered.features,
+        "split": offered.splits,
+        "class": offered.classes,
+        "stratum": offered.strata,
+        "order": ORDERS,
+        "run": session.version.choices.runs,
+    }
+    if name not in known:
+        raise unknown_name("choice", name[:60], known)
+    if value not in known[name]:
+        raise unknown_name(name, value[:60], known[name])
+    if name == "run":
+        return _of_run(session, value)
+    if name in ("class", "stratum"):
+        field = "class_label" if name == "class" else name
+        cohort: Any = {field: value}
+        return replace(state, cohort=replace(state.cohort, **cohort), selected=None)
+    changed: dict[str, Any] = {name: value}
+    if name == "feature":
+        # What a brush marked is a matter of the feature that it was drawn over.
+        changed |= {"selected": None, "other": None}
+    return replace(state, **changed)
+
+
+def _of_run(session: Session, run: str) -> State:
+    """Another run may have other codes, classes and strata: what it does not know becomes its default."""
+    state, choices = session.state, session.version.choices
+    offered, default = choices.offered[run], default_state(choices, run)
+    cohort = Cohort(
+        state.cohort.class_label if state.cohort.class_label in offered.classes else "all",
+        state.cohort.stratum if state.cohort.stratum in offered.strata else "all",
+        state.cohort.conditions,
+    )
+    return replace(
+        default,
+        split=state.split if state.split in offered.splits else default.split,
+        feature=state.feature if state.feature in offered.features else default.feature,
+        cohort=cohort,
+        order=state.order,
+    )
+
+
+def _add(session: Session, told: Told) -> State:
+    """A condition more."""
+    state = session.state
+    condition = session.condition(str(told["condition"]), state.run)
+    return replace(state, cohort=state.cohort.with_condition(condition), selected=None)
+
+
+def _remove(session: Session, told: Told) -> State:
+    """A condition less."""
+    state = session.state
+    return replace(state, cohort=state.cohort.without_condition(str(told["condition"])), selected=None)
+
+
+def _clear(session: Session, told: Told) -> State:
+    """The default cohort, with the same feature."""
+    return session.state.without_filters(session.version.choices)
+
+
+def _select(session: Session, told: Told) -> State:
+    """What a brush marks; nothing, to clear it."""
+    text = told["condition"]
+    return replace(session.state, selected=None if text is None else session.condition(str(text), session.state.run))
+
+
+def _keep(session: Session, told: Told) -> State:
+    """What is marked becomes a condition."""
+    state = session.state
+    if state.selected is None:
+        raise UserError("Nothing is marked: draw over a chart first.")
+    return replace(state, cohort=state.cohort.with_condition(state.selected), selected=None)
+
+
+def _compare(session: Session, told: Told) -> State:
+    """With another cohort: `rest` is everybody else, `all` everybody, `class:NAME`, `stratum:NAME` or `saved:NAME`."""
+    state, other = session.state, told["with"]
+    if other is None:
+        return replace(state, against=None, order="size" if state.order == "difference" else state.order)
+    kind, _, name = str(other).partition(":")
+    offered = session.version.choices.offered[state.run]
+    if kind == "all":
+        return replace(state, against=Cohort())
+    if kind == "rest":
+        if state.cohort == Cohort():
+            raise UserError("Nobody is left beside everybody: choose a class, a stratum or a condition first.")
+        if not session.version.choices.has_rows:
+            raise UserError(
+                "Who is left needs the rows of patients, which analysts alone may read: choose a class or a stratum."
+            )
+        return replace(state, against="rest")
+    if kind == "swap" and isinstance(state.against, Cohort):
+        return replace(state, cohort=state.against, against=state.cohort)
+    if kind == "class" and name in offered.classes:
+        return replace(state, against=replace(state.cohort, class_label=name))
+    if kind == "stratum" and name in offered.strata:
+        return replace(state, against=replace(state.cohort, stratum=name))
+    if kind == "classes":
+        first, second = _two_classes(offered.classes)
+        own = replace(state.cohort, class_label=first)
+        return replace(state, cohort=own, against=replace(own, class_label=second))
+    if kind == "saved":
+        return replace(state, against=session.saved.cohort(name))
+    raise UserError(f"There is no cohort '{str(other)[:60]}' to compare with: choose one of the list.")
+
+
+def _two_classes(classes: tuple[str, ...]) -> tuple[str, str]:
+    """The outcome that came to pass, and the one that did not; the first two of several."""
+    known = [name for name in classes if name != "all"]
+    if len(known) < 2:
+        raise UserError("There are no two classes with cells that may be shown.")
+    return ("true", "false") if {"true", "false"} <= set(known) else (known[0], known[1])
+
+
+def _save(session: Session, told: Told) -> State:
+    """The cohort gets a name."""
+    session.saved.save(str(told["name"]).strip(), session.state.cohort, session.user)
+    return _load(session, told)
+
+
+def _load(session: Session, told: Told) -> State:
+    """The cohort of a name."""
+    return replace(session.state, cohort=session.saved.cohort(str(told["name"]).strip()), selected=None)
+
+
+def _forget(session: Session, told: Told) -> State:
+    """Nobody has the name any more."""
+    session.saved.forget(str(told["name"]))
+    return replace(session.state, cohort=session.state.cohort.without_condition(f"saved:{told['name']}"))
+
+
+def _open(session: Session, told: Told) -> State:
+    """A part of the page that takes long is asked for, or closed."""
+    part, state = str(told["part"]), session.state
+    if part not in PARTS:
+        raise unknown_name("part", part[:60], PARTS)
+    return replace(state, opened=state.opened | {part} if told["is_open"] else state.opened - {part})
+
+
+ACTIONS: Final[Mapping[str, Callable[[Session, Told], State]]] = {
+    "choose": _choose,
+    "add": _add,
+    "remove": _remove,
+    "clear": _clear,
+    "select": _select,
+    "keep": _keep,
+    "compare": _compare,
+    "save": _save,
+    "load": _load,
+    "forget": _forget,
+    "open": _open,
+}

@@ -1,0 +1,102 @@
+"""Names flow in, the cohorts that people saved under them flow out: kept beside a store's versions, for all who see it."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from whenwhy.errors import UserError, unknown_name
+from whenwhy.locations import replace
+from whenwhy.server.cohort import Cohort, Condition
+
+SAVED_FILE: Final = "cohorts.json"
+
+_NAME: Final = re.compile(r"[\w][\w .,+-]{0,59}")
+
+
+class SavedCohorts:
+    """Cohorts by name. A name says nothing of who is meant, so an address may have it."""
+
+    def __init__(self, store_path: Path) -> None:
+        self._file = store_path / SAVED_FILE
+        self._seen: tuple[float, dict[str, dict[str, Any]]] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """All names, in order."""
+        return sorted(self._read())
+
+    def condition(self, name: str) -> Condition:
+        """The condition that a saved cohort has beside its class and stratum.
+
+        Raises:
+            UserError: no such name, or it has none.
+        """
+        sql = self._entry(name)["sql"]
+        if sql is None:
+            raise UserError(f"The saved cohort '{name}' is a class and a stratum alone: choose those.")
+        return Condition(f"saved:{name}", sql, name)
+
+    def cohort(self, name: str) -> Cohort:
+        """The cohort of a name.
+
+        Raises:
+            UserError: no such name.
+        """
+        saved = self._entry(name)
+        return Cohort(saved["class"], saved["stratum"], () if saved["sql"] is None else (self.condition(name),))
+
+    def save(self, name: str, cohort: Cohort, by: str) -> None:
+        """Nothing; the cohort has this name.
+
+        Raises:
+            UserError: a name that cannot be, or that is taken by another cohort.
+        """
+        self._save(name, {"class": cohort.class_label, "stratum": cohort.stratum, "sql": cohort.predicate}, by)
+
+    def save_sql(self, name: str, sql: str, by: str) -> None:
+        """Nothing; the predictions that fulfil this have the name."""
+        self._save(name, {"class": "all", "stratum": "all", "sql": sql}, by)
+
+    def _save(self, name: str, told: dict[str, Any], by: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"'{name[:60]}' cannot be a cohort's name: use up to 60 letters, digits, spaces or hyphens."
+            )
+        saved = self._read()
+        if name in saved:
+            if {key: saved[name][key] for key in told} != told:
+                raise UserError(f"There is another cohort '{name}' already: choose another name.")
+            return
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write({**saved, name: {**told, "by": by, "at": at}})
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        saved = self._read()
+        if name not in saved:
+            raise unknown_name("saved cohort", name, saved)
+        return saved[name]
+
+    def forget(self, name: str) -> None:
+        """Nothing; nobody has the name."""
+        self._write({other: told for other, told in self._read().items() if other != name})
+
+    def _write(self, saved: dict[str, dict[str, Any]]) -> None:
+        try:
+            replace(self._file, json.dumps(saved, indent=1, sort_keys=True).encode())
+        except OSError as error:
+            raise UserError(f"{self._file} cannot be written ({error.strerror}): the cohort was not saved.") from None
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            modified = self._file.stat().st_mtime_ns
+            if self._seen is None or self._seen[0] != modified:
+                self._seen = (modified, json.loads(self._file.read_bytes()))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._file} cannot be read ({error}): mend it, or move it away.") from None
+        return self._seen[1]
