@@ -38,7 +38,7 @@ def attribution_tables(
     slope = {name: np.zeros_like(parts) for name, parts in contribution.items()}
     gradients: dict[str, np.ndarray] = {}  # [place, width] a stream
     predicted, probability = np.full(count, "", dtype=object), np.zeros(count)
-    of_class = target_named(target).classes[:1]
+    asked = target_named(target)
     score, baseline, nodes = np.zeros(count), np.zeros(count), np.zeros(count, dtype=np.int32)
     unsummed = np.full(count, False)
     notes: list[dict[str, float]] = [{} for _ in range(count)]
@@ -72,7 +72,7 @@ def attribution_tables(
         # Ties go to the class that is named later: a probability of one half predicts the positive class.
         most = told.shape[1] - 1 - told[:, ::-1].argmax(1)
         predicted[batch.rows] = [found.classes[at] for at in most]
-        shown = found.classes.index(of_class[0]) if of_class else 1 if told.shape[1] == 2 else most
+        shown = asked.shown_class(found.classes, found.probabilities).cpu().numpy()
         probability[batch.rows] = told[np.arange(len(told)), shown]
         baseline[batch.rows] = found.baseline_score.double().cpu().numpy()
         nodes[batch.rows] = found.n_evaluations.cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +107,17 @@ class Target:
         """
         logits = class_logits(outputs)
         return self._of_classes(logits.flatten(0, -2), classes_of(model)).view(outputs.shape[:-1])
+
+    def shown_class(self, names: Sequence[str], probabilities: torch.Tensor) -> torch.Tensor:
+        """Whose probability is shown [patient]: the class that is named, else the later of two, else the predicted one.
+
+        Args:
+            probabilities: [patient, class]; ties go to the class that is named later.
+        """
+        most = probabilities.shape[1] - 1 - probabilities.flip(1).argmax(1)
+        if self.classes:
+            return torch.full_like(most, names.index(self.classes[0]))
+        return torch.ones_like(most) if len(names) == 2 else most
 
     def _logits(self, model: SequenceModel, embedded: Embedded, lengths: torch.Tensor) -> torch.Tensor:
         """Of the record, or of its first steps [patient, class]."""
