@@ -73,6 +73,7 @@ class FittingNotes:
         cut_offs: codes divided at given cut-offs.
         rare_codes: codes of too few training patients, folded; rare_bins: bins merged into a neighbour.
         spread: code -> the middle and the spread of its numbers.
+        ranges: code -> its lowest and its highest number.
     """
 
     few: list[str] = field(default_factory=list)
@@ -81,6 +82,7 @@ class FittingNotes:
     rare_codes: dict[str, str] = field(default_factory=dict)
     rare_bins: int = 0
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Lookup:
@@ -196,7 +198,7 @@ def fitted_rows(
 
     def close() -> None:
         if spread is not None and current is not None:
-            notes.spread[current] = spread.centre_and_scale()
+            notes.spread[current], notes.ranges[current] = spread.centre_and_scale(), spread.ends
         if finder is not None and current is not None:
             edges[current] = finder.edges()
             if finder.each_its_own:

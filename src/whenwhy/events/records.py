@@ -14,7 +14,7 @@ from whenwhy.events.derived_features import Layout, Values, derived
 from whenwhy.events.event_scan import UNDATED
 from whenwhy.events.sorted_numbers import changes, first_reaching
 from whenwhy.events.steps import HOUR_US, MINUTE_US, NO_ANCHOR, StepRule, steps_of
-from whenwhy.schema import SEQUENCES
+from whenwhy.schema import EVERYTHING_ABSENT, SEQUENCES
 
 #: What becomes of several values in one step.
 ALL, ONCE, LAST = "all", "once", "last"
@@ -49,7 +49,7 @@ class PatientEvents:
 
     Attributes:
         patient, time, number, anchor: [event]; time in microseconds, number NaN where there is none.
-        id: [event] the feature value; -1 for what only anchors.
+        id: [event] the feature value; -1 for what only anchors, `EVERYTHING_ABSENT` for what only makes steps.
         ages: [prediction] static id and number of the age, -1 and NaN where it is no feature.
     """
 
@@ -101,9 +101,11 @@ def records_of(
     assert (ahead >= 0).all(), "an event after its prediction time was read"
     steps = steps_of(row, time, prediction_time, anchor, rules.steps, rules.most_steps)
     values = Values(row, steps.of_event, events.id[at], (ahead // MINUTE_US).astype(np.int32), events.number[at])
+    if (values.id == EVERYTHING_ABSENT).any():
+        values = values.at(np.flatnonzero(values.id != EVERYTHING_ABSENT))
     old = (begin - dated).sum()
     kept = _repeats(values, layout, rules.repeats)
-    n_repeated = len(row) - len(kept)
+    n_repeated = len(values.row) - len(kept)
     values = values.at(kept) if n_repeated else values
     extra = derived(values, steps, layout)
     inside = np.flatnonzero(values.step >= 0)
