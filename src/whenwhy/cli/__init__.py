@@ -12,11 +12,11 @@ import typer
 from typer.exceptions import Exit, TyperException
 
 from whenwhy import __version__
-from whenwhy.cli import cohorts, models, stores
+from whenwhy.cli import cohorts, models, stores, users
 from whenwhy.cli.shared import app, out
 from whenwhy.errors import Stopped, TimeIsUp, UserError
 
-__all__ = ["app", "cohorts", "main", "models", "stores"]
+__all__ = ["app", "cohorts", "main", "models", "stores", "users"]
 
 #: The exit status after Ctrl-C.
 INTERRUPTED = 130

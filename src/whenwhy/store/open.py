@@ -24,6 +24,9 @@ from whenwhy.store.stop import limited
 #: analyst: rows and everything else. viewer: cells that may be shown.
 Role = Literal["analyst", "viewer"]
 
+#: Every role by its name.
+ROLES: dict[str, Role] = {"analyst": "analyst", "viewer": "viewer"}
+
 #: What an argument of this name may be, so that an unknown one is answered with the nearest known.
 KNOWN_VALUES = {
     "feature": "select distinct code from cells where level = $level",
@@ -110,8 +113,9 @@ class Store:
         self._predicates: set[str] = set()
 
     def close(self) -> None:
-        """Let the version go."""
+        """Let the version go, and each thread's connection as soon as its question is answered."""
         self._database.close()
+        self._local = threading.local()
         if self._log is not None:
             self._log.close()
 
