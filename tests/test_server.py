@@ -6,6 +6,7 @@ import asyncio
 import html
 import io
 import math
+import os
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +30,7 @@ import pyarrow.csv
 import pytest
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, UIElement
+from bokeh.server.callbacks import NextTickCallback
 
 from conftest import SmallRun
 from whenwhy.errors import UserError
@@ -37,13 +40,14 @@ from whenwhy.server.charts import FADED, TimeFrame
 from whenwhy.server.choices import Choices, choices_of
 from whenwhy.server.cohort import Cohort, recorded_text
 from whenwhy.server.labels import interval, signed, value_labels
-from whenwhy.server.loopback import listen
+from whenwhy.server.listening import listen
 from whenwhy.server.pages import pages
 from whenwhy.server.published import Published
 from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.server.session import Session
 from whenwhy.server.state import ORDERS, State, default_state, state_from_address
 from whenwhy.server.time_scale import TimeScale
+from whenwhy.server.users import User
 from whenwhy.server.view import Tables, Texts, View
 from whenwhy.server.views import About, AtRisk, HeatMap, Ranking, Timeline, ValueEffect
 from whenwhy.server.views.ranking import MEASURES
@@ -86,7 +90,7 @@ def rows(small_run: SmallRun) -> Iterator[Answers]:
 @pytest.fixture(scope="module")
 def choices(answers: Answers) -> Choices:
     """What it offers."""
-    return choices_of(answers)
+    return choices_of(answers, "viewer")
 
 
 def views(choices: Choices) -> list[View]:
@@ -271,7 +275,7 @@ def test_features_stand_in_the_order_that_is_asked_for(answers: Answers, choices
 
 def test_two_cohorts_share_a_scale_and_their_difference_has_its_own(rows: Answers) -> None:
     """Differences stand under the first minus the second, zero in the middle of each scale."""
-    choices = choices_of(rows)
+    choices = choices_of(rows, "analyst")
     state = default_state(choices)
     state = replace(state, cohort=Cohort("true"), against="rest", order="difference")
     heat_map = HeatMap(choices, TimeFrame(), lambda condition: None, difference=True)
@@ -296,7 +300,7 @@ def test_two_cohorts_share_a_scale_and_their_difference_has_its_own(rows: Answer
 
 def test_what_is_marked_reaches_every_view(rows: Answers) -> None:
     """Its cells are outlined, other bins and ranges fade, and who has it is counted and drawn beside the others."""
-    choices = choices_of(rows)
+    choices = choices_of(rows, "analyst")
     state = default_state(choices)
     cell = rows.now(question("feature_heatmap", feature=state.feature)).to_pylist()[0]
     value, time_bin = cell["feature_value_id"], cell["time_bin"]
@@ -357,18 +361,35 @@ def test_every_page_has_a_title_and_a_layout() -> None:
         assert (shipped("dashboards") / f"{page.name}.html").exists()
 
 
+def is_open(version: Path) -> bool:
+    """Whether this process has a file of the version open."""
+    opened = (os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink())
+    return any(Path(file).is_relative_to(version) for file in opened)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells which files are open.")
 def test_a_version_published_later_is_seen_by_new_sessions(small_run: SmallRun, tmp_path: Path) -> None:
     """And the same one stays open otherwise."""
     copy = tmp_path / "store"
     shutil.copytree(small_run.store, copy)
-    published = Published(copy, "viewer", ThreadPoolExecutor(1))
-    first = published.now()
-    assert published.now() is first
+    published, viewer = Published(copy, ThreadPoolExecutor(1)), User("somebody", "viewer")
+    first, second = published.begin(viewer, "overview"), published.begin(viewer, "overview")
+    assert second.store is first.store
+    assert not published.newer_than(first)
     other = copy / "versions" / "another"
     shutil.copytree(first.store.version, other)
     (copy / "CURRENT").write_text("versions/another\n")
-    assert published.now().store.version == other
-    assert first.store.ask("runs").num_rows == 1, "a session that has begun keeps its version"
+    assert published.newer_than(first)
+    last = published.begin(viewer, "overview")
+    assert last.store.version == other
+    assert not published.newer_than(last)
+    for ended in (first, second):
+        assert ended.answers.now(question("runs")).num_rows == 1, "a session that has begun keeps its version"
+        assert is_open(first.store.version)
+        published.end(ended)
+    assert not is_open(first.store.version), "nobody looks at it any more, and nobody will"
+    published.end(last)
+    assert is_open(other), "the next session sees it"
 
 
 # -- answers ------------------------------------------------------------------------------------------
@@ -474,9 +495,16 @@ class Answering:
 @contextmanager
 def session_of(store: Path, view: Any, role: Role = "viewer") -> Iterator[Session]:
     with ThreadPoolExecutor(2) as pool:
-        session = Session(Document(), Published(store, role, pool).now(), pool, {}, SavedCohorts(store))
+        published = Published(store, pool)
+        version = published.begin(User("somebody", role), "overview")
+        newer = partial(published.newer_than, version)
+        session = Session(Document(), version, pool, {}, SavedCohorts(store), "somebody", newer)
         session.begin([view])
         yield session
+
+
+def ticks(session: Session) -> list[Any]:
+    return [one for one in session.document.session_callbacks if isinstance(one, NextTickCallback)]
 
 
 def settle(session: Session) -> dict[str, Any]:
@@ -484,12 +512,12 @@ def settle(session: Session) -> dict[str, Any]:
 
     async def turn() -> None:
         while True:
-            for callback in session.document.session_callbacks:
+            for callback in ticks(session):
                 done = callback.callback()
                 if asyncio.iscoroutine(done):
                     await done
             await asyncio.gather(*session._tasks, return_exceptions=True)
-            if not session.document.session_callbacks:
+            if not ticks(session):
                 break
 
     asyncio.run(turn())
@@ -622,8 +650,8 @@ def test_csv_is_what_the_store_answers(small_run: SmallRun) -> None:
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", "example.org", "", "localhost.example.org"])
 def test_an_address_that_others_reach_is_refused(small_run: SmallRun, address: str) -> None:
-    """There is no authentication yet, and the sentence says so."""
-    with pytest.raises(UserError, match="no authentication yet"):
+    """Unless somebody asks who they are."""
+    with pytest.raises(UserError, match="nobody asks who they are"):
         serve(small_run.store, port=0, address=address, on_ready=print)
 
 
@@ -644,12 +672,12 @@ def test_no_store_is_told_in_a_sentence(tmp_path: Path) -> None:
         serve(tmp_path, port=0, on_ready=print)
 
 
-def test_origins_are_exact() -> None:
+def test_hosts_are_exact() -> None:
     """This machine by its names, with the port."""
     listening = listen("127.0.0.1", 0)
     for one in listening.sockets:
         one.close()
-    assert set(listening.origins) == {f"127.0.0.1:{listening.port}", f"localhost:{listening.port}"}
+    assert listening.hosts == {f"127.0.0.1:{listening.port}", f"localhost:{listening.port}"}
 
 
 def handshake(here: str, origin: str) -> int:

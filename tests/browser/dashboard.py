@@ -20,8 +20,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response
 SERVE = """
 import sys
 from pathlib import Path
-from whenwhy.server import serve
-serve(Path(sys.argv[1]), port=0, on_ready=lambda url: print(url, flush=True))
+from whenwhy.server import Entrance, serve
+users = Path(sys.argv[2]) if sys.argv[2:] else None
+serve(Path(sys.argv[1]), port=0, entrance=Entrance(users=users), on_ready=lambda url: print(url, flush=True))
 """
 
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb")
@@ -41,11 +42,11 @@ SOURCES = """() => {
 
 
 @contextmanager
-def served(store: Path, log: Path) -> Iterator[str]:
-    """The address of a server of its own; it must end cleanly when told to."""
+def served(store: Path, log: Path, *users: Path) -> Iterator[str]:
+    """The address of a server of its own, where a file of users may log in; it must end cleanly when told to."""
     with log.open("w") as errors:
         server = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(store)], stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, "-c", SERVE, *map(str, (store, *users))], stdout=subprocess.PIPE, stderr=errors, text=True
         )
         try:
             assert server.stdout is not None

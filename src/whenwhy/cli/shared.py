@@ -13,6 +13,7 @@ from whenwhy.locations import directory, location
 
 if TYPE_CHECKING:
     from whenwhy.engine import Workers
+    from whenwhy.server import Entrance
 
 # Heavy modules (torch, Ray, Bokeh...) are imported by the command that needs them, so that --help is quick.
 
@@ -82,7 +83,9 @@ def names_of(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def serve_store(store: Path, port: int, address: str, access_log: Path | None = None) -> None:
+def serve_store(
+    store: Path, port: int, address: str, access_log: Path | None = None, entrance: Entrance | None = None
+) -> None:
     """The dashboard, until it is stopped."""
     from whenwhy.server import serve
 
@@ -90,6 +93,7 @@ def serve_store(store: Path, port: int, address: str, access_log: Path | None = 
         store,
         port=port,
         address=address,
+        entrance=entrance,
         access_log=access_log,
-        on_ready=lambda url: out.print(f"The dashboard is at {url} (stop it by Ctrl-C)."),
+        on_ready=lambda url: out.print(f"The dashboard is at {url} (stop it by Ctrl-C).", soft_wrap=True),
     )

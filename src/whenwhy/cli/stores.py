@@ -20,11 +20,13 @@ from whenwhy.cli.shared import (
     out,
     serve_store,
 )
-from whenwhy.errors import UserError
+from whenwhy.errors import UserError, unknown_name
 from whenwhy.locations import directory, location
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from whenwhy.store.open import Role
 
 
 @app.command("aggregate")
@@ -123,10 +125,71 @@ def serve_command(
     store: StorePath,
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 5006,
     address: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    role: Annotated[
+        str | None,
+        typer.Option(
+            help="Print an address with a token: whoever opens it is a viewer (cells that may be shown) or an analyst "
+            "(patients' rows too), and nobody else on this machine is."
+        ),
+    ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            parser=Path,
+            help="People log in by name and password: a file that `whenwhy users add` made.",
+            metavar="FILE",
+        ),
+    ] = None,
+    proxy_header: Annotated[
+        str | None,
+        typer.Option(help="A proxy has asked, and names one of --users in this header.", metavar="NAME"),
+    ] = None,
+    proxy_address: Annotated[
+        str, typer.Option(help="The proxy's: nobody else's headers are believed.", metavar="IP")
+    ] = "127.0.0.1",
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another name by which browsers come, as in their address line; may be repeated.",
+            metavar="HOST[:PORT]",
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(parser=Path, help="Serve by https, with this PEM file.", metavar="FILE")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(parser=Path, help="The certificate's key.", metavar="FILE")] = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            parser=Path,
+            help="Signs sessions, so that they survive a restart; made if it is not there.",
+            metavar="FILE",
+        ),
+    ] = None,
+    allow_anyone: Annotated[
+        bool, typer.Option("--allow-anyone", help="Whoever reaches the address is a viewer, unasked.")
+    ] = False,
+    allow_plain_http: Annotated[
+        bool, typer.Option("--allow-plain-http", help="Let passwords travel over a network unencrypted.")
+    ] = False,
     access_log: AccessLogFile = None,
 ) -> None:
-    """The dashboard of a store."""
-    serve_store(store, port, address, access_log)
+    """The dashboard of a store: to viewers on this machine, or to whom the options name."""
+    from whenwhy.server import Entrance
+
+    entrance = Entrance(
+        role=None if role is None else _role(role),
+        users=users,
+        proxy_header=proxy_header,
+        proxy_address=proxy_address,
+        origins=tuple(origin or ()),
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        secret_file=secret_file,
+        allow_anyone=allow_anyone,
+        allow_plain_http=allow_plain_http,
+    )
+    serve_store(store, port, address, access_log, entrance)
 
 
 @app.command("info")
@@ -143,6 +206,15 @@ def info_command(
 
     for line in information(what):
         out.print(line, markup=False, soft_wrap=True)
+
+
+def _role(text: str) -> Role:
+    """The role of that name."""
+    from whenwhy.store.open import ROLES
+
+    if text not in ROLES:
+        raise unknown_name("role", text, ROLES)
+    return ROLES[text]
 
 
 def _form(output: str | None, file: Path | None) -> str:

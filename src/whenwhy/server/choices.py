@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
+
+import pyarrow as pa
 
 from whenwhy.errors import UserError
 from whenwhy.schema import HELD_OUT, SPLITS
-from whenwhy.server.answers import Answers, question
+from whenwhy.server.answers import Question, question
 from whenwhy.server.cohort import NEEDS_ROWS, Condition, condition_of
 from whenwhy.server.time_scale import TimeScale
+from whenwhy.store.open import Role
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,15 @@ class Choices:
         return replace(condition, sql="")  # it says where in a chart, and not who
 
 
-def choices_of(answers: Answers) -> Choices:
+class Asks(Protocol):
+    """Whatever answers questions at once."""
+
+    def now(self, asked: Question) -> pa.Table:
+        """The answer."""
+        ...
+
+
+def choices_of(answers: Asks, role: Role) -> Choices:
     """What there is to choose.
 
     Raises:
@@ -66,10 +77,10 @@ def choices_of(answers: Answers) -> Choices:
             "The store has no cell that may be shown (cells of 1 to 10 patients never are): "
             "aggregate the attributions of more patients."
         )
-    return Choices({run: runs[run] for run in offered}, offered, answers.store.role == "analyst")
+    return Choices({run: runs[run] for run in offered}, offered, role == "analyst")
 
 
-def _offered(answers: Answers, run: str) -> Offered | None:
+def _offered(answers: Asks, run: str) -> Offered | None:
     def rows(query: str, **arguments: Any) -> list[dict[str, Any]]:
         told: list[dict[str, Any]] = answers.now(question(query, run=run, **arguments)).to_pylist()
         return told

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ from bokeh.themes import Theme
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from whenwhy.errors import UserError
+from whenwhy.server.gate import user_in
 from whenwhy.server.labels import NOT_A_CAUSE
 from whenwhy.server.published import Published
 from whenwhy.server.saved_cohorts import SavedCohorts
@@ -66,9 +68,23 @@ def _loaded(file: Path) -> ModuleType:
 
 
 def application(
-    page: Page, every: Mapping[str, Page], published: Published, pool: Executor, saved: SavedCohorts
+    page: Page,
+    every: Mapping[str, Page],
+    published: Published,
+    pool: Executor,
+    saved: SavedCohorts,
+    logs_out: bool = False,
 ) -> Application:
-    """A page as Bokeh serves it: one session for each time that it is opened."""
+    """A page as Bokeh serves it: one session for each time that it is opened.
+
+    Args:
+        page: the one.
+        every: all of them, by name.
+        published: the store's versions.
+        pool: where sessions ask.
+        saved: cohorts by name.
+        logs_out: whether there is a page /logout.
+    """
     folder = shipped("dashboards")
     templates = Environment(loader=FileSystemLoader([folder, SHELL]), autoescape=False, undefined=StrictUndefined)
     theme = Theme(folder / "theme.yaml")
@@ -76,10 +92,15 @@ def application(
     def open_page(document: Document) -> None:
         document.theme = theme
         document.title = f"{page.title} · whenwhy"
-        variables = {"pages": every.values(), "page": page, "not_a_cause": NOT_A_CAUSE}
+        user = user_in(document.session_context.token_payload)  # type: ignore[union-attr]
+        variables = {
+            "pages": every.values(), "page": page, "not_a_cause": NOT_A_CAUSE, "user": user, "logs_out": logs_out
+        }  # fmt: skip
         try:
-            version = published.now()
-            session = Session(document, version, pool, _address(document), saved)
+            version = published.begin(user, page.name)
+            document.on_session_destroyed(lambda _: published.end(version))
+            newer = partial(published.newer_than, version)
+            session = Session(document, version, pool, _address(document), saved, user.name, newer)
             views = page.views(session)
             for roots in (session.roots, *(view.charts for view in views)):
                 for name, root in roots.items():

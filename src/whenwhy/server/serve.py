@@ -1,9 +1,8 @@
-"""A published store flows in, a server on this machine flows out, until it is told to end."""
+"""A published store flows in, a server of its pages flows out, until it is told to end."""
 
 from __future__ import annotations
 
 import logging
-import secrets
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +11,18 @@ from typing import Any
 
 from bokeh.resources import Resources
 from bokeh.server.server import BaseServer
-from bokeh.server.tornado import BokehTornado
 from bokeh.server.views.static_handler import StaticHandler
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.web import RedirectHandler
 
-from whenwhy.server.loopback import listen, refuse_other_machines
+from whenwhy.server.authentication import Link, derived
+from whenwhy.server.entrance import Entrance
+from whenwhy.server.gate import GuardedTornado
+from whenwhy.server.listening import listen
 from whenwhy.server.pages import application, pages
 from whenwhy.server.published import Published
 from whenwhy.server.saved_cohorts import SavedCohorts
-from whenwhy.store.open import Role
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,11 @@ TOKEN_SECONDS = 24 * 3600
 #: Sessions ask at the same time on so many threads.
 THREADS = 4
 
+#: People send a name and a password, and nothing longer.
+MOST_BYTES_OF_A_FORM = 100_000
 
-class LocalTornado(BokehTornado):
+
+class LocalTornado(GuardedTornado):
     """Bokeh's server, sending its own JavaScript alone: hospitals have no internet."""
 
     def resources(self, absolute_url: str | bool | None = None) -> Resources:
@@ -54,7 +57,7 @@ def serve(
     *,
     port: int,
     address: str = "127.0.0.1",
-    role: Role = "viewer",
+    entrance: Entrance | None = None,
     access_log: Path | None = None,
     on_ready: Callable[[str], None],
 ) -> None:
@@ -63,46 +66,58 @@ def serve(
     Args:
         store_path: a published store; another version published meanwhile is what new sessions see.
         port: 0 takes a free one.
-        address: one that only this machine reaches.
-        role: viewer reads the shareable cells alone.
+        address: to listen on.
+        entrance: who may look; None: whoever reaches the address, which is then one of this machine alone, as a viewer.
         access_log: where what pages ask is written down; None: in the store.
         on_ready: called with the address for a browser once connections are accepted.
 
     Raises:
-        UserError: no store there, an address that others could reach, or a port that is in use.
+        UserError: no store there, an address that is not safe with this entrance, or a port that is in use.
 
     Example: `serve(Path("demo/store"), port=5006, on_ready=print)`
     """
-    refuse_other_machines(address)
+    entrance = entrance or Entrance()
+    entrance.check(address)
+    secret, tls = entrance.secret(), entrance.tls()
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="whenwhy-ask")
-    published = Published(store_path, role, pool, access_log)
+    published = Published(store_path, pool, access_log)
+    published.require(entrance.role or "viewer")
     saved = SavedCohorts(store_path)
     every = pages()
-    listening = listen(address, port)
+    listening = listen(address, port, entrance.scheme, entrance.origins)
     try:
+        authentication = entrance.authentication(secret, listening.port)
         loop = IOLoop.current()
         tornado = LocalTornado(
-            {f"/{page.name}": application(page, every, published, pool, saved) for page in every.values()},
-            extra_websocket_origins=listening.origins,
+            {
+                f"/{page.name}": application(page, every, published, pool, saved, authentication.logs_out)
+                for page in every.values()
+            },
+            authentication,
+            listening.hosts,
+            entrance.proxy_address,
             extra_patterns=[(r"/", RedirectHandler, {"url": f"/{FIRST_PAGE}", "permanent": False})],
             use_index=False,
             redirect_root=False,
             sign_sessions=True,
-            secret_key=secrets.token_bytes(32),
+            secret_key=derived(secret, "tokens"),
             session_token_expiration=TOKEN_SECONDS,
             xsrf_cookies=True,
+            xsrf_cookie_name=f"whenwhy_form_{listening.port}",
+            xsrf_cookie_kwargs={"httponly": True, "samesite": "Strict", "secure": tls is not None},
             # A session's token would carry these along, and no page reads them.
             include_headers=[],
             include_cookies=[],
             compress_response=True,
             log_function=_log_failures,
         )
-        server = BaseServer(loop, tornado, HTTPServer(tornado))
+        server = BaseServer(loop, tornado, HTTPServer(tornado, ssl_options=tls, max_body_size=MOST_BYTES_OF_A_FORM))
         server._http.add_sockets(listening.sockets)
         server.start()
         before = {kind: signal.signal(kind, lambda *_: loop.add_callback_from_signal(loop.stop)) for kind in _ENDS}
+        way_in = authentication.path if isinstance(authentication, Link) else ""
         try:
-            loop.add_callback(on_ready, listening.url)
+            loop.add_callback(on_ready, listening.url + way_in)
             loop.start()
         finally:
             for kind, handler in before.items():

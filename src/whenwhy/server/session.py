@@ -56,18 +56,19 @@ class Session:
         pool: Executor,
         address: Mapping[str, Sequence[str]],
         saved: SavedCohorts,
-        user: str = "",
+        user: str,
+        is_newer: Callable[[], bool],
     ) -> None:
         self.document, self.version, self.saved, self.user = document, version, saved, user
         self.state, self._wrong = state_from_address(address, version.choices, self.condition)
-        self._pool = pool
+        self._pool, self._is_newer = pool, is_newer
         self._views: Sequence[View] = ()
         self._generation = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._answered: list[tuple[View, Any]] = []
         self._left = 0
         self._failed = False
-        self._is_putting = False
+        self._is_putting = self._has_told = False
         self._message: dict[str, Any] = {"number": 0}
         self._is_open = False
         self.told = Div(visible=False)
@@ -87,6 +88,13 @@ class Session:
         self.document.on_event("document_ready", lambda event: self._opened())
         self.document.on_session_destroyed(lambda context: self._give_up())
         self._load()
+        self.document.add_periodic_callback(self._look, LOOK_EVERY_MS)
+
+    def _look(self) -> None:
+        """Tells once that a newer version is there; this session keeps its own."""
+        if not self._has_told and self._is_newer():
+            self._has_told = True
+            self._tell(newer=True)
 
     def condition(self, text: str, run: str) -> Any:
         """The condition of a text of an address, one that was saved included."""

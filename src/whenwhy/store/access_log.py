@@ -61,7 +61,7 @@ class AccessLog:
             answer["error"] = str(error) if isinstance(error, UserError) else type(error).__name__
             raise
         finally:
-            line = {"time": asked.isoformat(timespec="milliseconds"), "user": _user()} | told | answer
+            line = {"time": asked.isoformat(timespec="milliseconds"), "user": operating_system_user()} | told | answer
             line["seconds"] = round(time.perf_counter() - began, 6)
             self._add(line)
 
@@ -82,7 +82,7 @@ class AccessLog:
 
 
 @cache
-def _user() -> str:
+def operating_system_user() -> str:
     """The operating system's name of who asks, whatever the environment says."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
