@@ -19,7 +19,17 @@ import scipy.stats
 
 from conftest import SmallRun
 from replicas.cells import remade
-from test_queries import WIDTH_HOURS, Truth, assert_answers, bounds, enough, example_of, sides_of
+from test_queries import (
+    ESTIMATE,
+    PER_PREDICTION,
+    WIDTH_HOURS,
+    Truth,
+    assert_answers,
+    bounds,
+    enough,
+    example_of,
+    sides_of,
+)
 from whenwhy.errors import UserError
 from whenwhy.schema import TRAIN
 from whenwhy.statistics import aggregate_cells
@@ -84,6 +94,42 @@ def moments(rows: pd.DataFrame) -> dict[str, float]:
     degrees = n.sum() * (n**2).sum() / (n**3).sum() - 1
     told = {"mean": mean, "variance": variance, "degrees": degrees, "third": skewness * variance**1.5}
     return told | {"effective": n.sum() ** 2 / (n**2).sum()}
+
+
+def feature_cells(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The feature as a whole and each of its values, for all time and in each bin, where enough patients have it."""
+    found = []
+    of_feature = truth.of_cohort(truth.of_feature(asked["feature"], "code"), asked)
+    for number in [None, *sorted(of_feature["feature_value_id"].unique())]:
+        word: dict[str, Any] = dict.fromkeys(("bin", "low", "high"))
+        told = truth.word(asked["feature"], number)
+        word = (
+            {"level": "code" if number is None else "value", "feature_value_id": number} | word | {"unit": told["unit"]}
+        )
+        if number is not None:
+            word |= {name: told[name] for name in ("bin", "low", "high")}
+        parts = of_feature if number is None else of_feature[of_feature["feature_value_id"] == number]
+        for time_bin in [None, *range(truth.n_bins)]:
+            here = parts if time_bin is None else parts[parts["bin"] == time_bin]
+            if not len(here) or not enough(asked, here["subject_id"].nunique()):
+                continue
+            place = {"time_bin": None, "low_hours": None, "high_hours": None}
+            cell = truth.estimate(here, asked, time_bin)
+            columns = ("n_at_risk", "n_patients_at_risk", "n_patients", "n_events", *ESTIMATE, *PER_PREDICTION)
+            found.append(
+                word
+                | (place if time_bin is None else truth.bounds(time_bin))
+                | {name: cell[name] for name in (*columns, "mean_abs_per_prediction")}
+            )
+    none = -1
+    return sorted(
+        found,
+        key=lambda row: (
+            row["level"],
+            none if row["time_bin"] is None else row["time_bin"],
+            none if row["bin"] is None else row["bin"],
+        ),
+    )
 
 
 def sparklines(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -224,6 +270,16 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"feature": "count", "cohort_a": "n_values > 20", "split": TRAIN, "by_time": False},
             {"feature": "lab", "cohort_a": "subject_id % 3 <> 1", "cohort_b": "n_steps >= 2 or label = 'false'"}
             | {"class_a": "true", "split": TRAIN, "min_patients": 1},
+        ],
+    ),
+    "feature_cells": (
+        feature_cells,
+        [
+            {"feature": "lab", "axis": "before_prediction"},
+            {"feature": "mixed", "split": TRAIN, "class": "true"},
+            {"feature": "AGE", "stratum": "sex=F", "min_patients": 1},
+            {"feature": "lab"} | OWN,
+            {"feature": "count", "cohort": "subject_id % 3 <> 1", "split": TRAIN, "min_patients": 1},
         ],
     ),
     "sparklines": (
@@ -504,7 +560,7 @@ def test_what_cannot_be_asked_is_said(query: str, asked: dict[str, Any], says: s
 def test_an_empty_cohort_is_no_row(store: Store) -> None:
     for query in WORKED:
         who = "cohort_a" if query == "feature_comparison" else "cohort"
-        feature = {"feature": "lab"} if query == "feature_comparison" else {}
+        feature = {"feature": "lab"} if query.startswith("feature_") else {}
         assert store.ask(query, **{who: "score > 1e9"}, **feature).num_rows == 0, query
 
 

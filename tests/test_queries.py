@@ -190,7 +190,16 @@ def top_features(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
         if enough(asked, cell["n_patients"]):
             word = truth.word(name["code"], name["feature_value_id"])
             found.append(name | {key: word[key] for key in ("description", "unit", "low", "high")} | cell)
-    found.sort(key=lambda row: (-row["mean_abs_per_prediction"], row["code"], row["feature_value_id"] or 0))
+
+    def place(row: dict[str, Any]) -> float:
+        low, high = row["mean_per_event_low"], row["mean_per_event_high"]
+        return {
+            "size": row["mean_abs_per_prediction"],
+            "mean": abs(row["mean_per_event"]),
+            "significance": max(low, -high) if low > 0 or high < 0 else -math.inf,
+        }[asked.get("order_by", "size")]
+
+    found.sort(key=lambda row: (-place(row), row["code"], row["feature_value_id"] or 0))
     found = found[: int(asked.get("top", 20))]
     columns = ("code", "feature_value_id", "description", "unit", "low", "high", "n_patients", "n_events")
     columns = (*columns, "mean_abs_per_prediction", *ESTIMATE)
@@ -819,6 +828,8 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"level": "value", "top": 7},
             {"level": "value", "split": TRAIN, "top": 100},
             {"level": "group", "class": "true"},
+            {"order_by": "mean", "split": TRAIN},
+            {"order_by": "significance", "split": TRAIN, "level": "value", "top": 100},
             {"class": "false", "stratum": "sex=F", "split": TRAIN},
             {"stratum": "age_band=60-69", "split": TRAIN, "min_patients": 1},
             {"split": "tuning", "level": "value", "min_patients": 1, "top": 100},
@@ -1004,6 +1015,7 @@ ELSEWHERE = {
             "calibration",
             "confusion",
             "contribution_profiles",
+            "feature_cells",
             "feature_comparison",
             "patients",
             "predictions_over_time",

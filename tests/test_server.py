@@ -473,7 +473,7 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch,
 class Answering:
     """A view that answers with its state's feature, or cannot."""
 
-    name, exported = "answering", "runs"
+    name = "answering"
     charts: ClassVar[dict[str, UIElement]] = {}
 
     def __init__(self, fault: Exception | None = None) -> None:
@@ -481,6 +481,9 @@ class Answering:
 
     def questions(self, state: State) -> dict[str, Question]:
         return {"runs": question("runs")}
+
+    def csv(self, state: State) -> Question:
+        return question("runs")
 
     def read(self, state: State, tables: Tables) -> str:
         if self.fault:

@@ -23,7 +23,7 @@ import whenwhy.store.open as opening
 import whenwhy.store.publish as publishing
 from conftest import SmallRun
 from whenwhy.errors import UserError
-from whenwhy.schema import FORMAT_VERSION
+from whenwhy.schema import STORE_FORMAT
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import Store, open_store, publish_store
@@ -183,7 +183,7 @@ def test_the_run_says_how_its_numbers_came_to_be(store: Store, small_run: SmallR
     (run,) = store.sql("select * from runs").to_pylist()
     attributions = StageDirectory.open(small_run.attributions)
     assert run["run_id"] == attributions.run_id
-    assert run["format_version"] == FORMAT_VERSION
+    assert run["format_version"] == STORE_FORMAT
     assert run["input_sha256"] == StageDirectory.open(small_run.sequences).content_sha256()
     assert len(run["model_sha256"]) == len(run["vocabulary_sha256"]) == 64
     residual = np.abs(store.sql("select completeness_residual as r from predictions")["r"].to_numpy())
@@ -404,7 +404,7 @@ def test_a_large_answer_leaves_the_version_as_it_is(copied: Path) -> None:
     ("query", "arguments", "said"),
     [
         ("top_featurs", {}, "no query 'top_featurs': did you mean 'top_features'?"),
-        ("zzz", {}, "no query 'zzz': choose one of absence, class_comparison, "),
+        ("zzz", {}, "no query 'zzz': choose one of absence, calibration, class_comparison, "),
         ("top_features", {"clas": "true"}, "no argument 'clas' in query top_features: did you mean 'class'?"),
         ("feature_timeline", {}, "feature_timeline needs feature: add feature="),
         ("feature_timeline", {"feature": "labb"}, "no feature 'labb' .*did you mean 'lab'?"),
@@ -630,11 +630,9 @@ def test_a_viewer_needs_the_shareable_file_alone(copied: Path) -> None:
 def test_a_store_of_a_newer_format_is_one_sentence(copied: Path) -> None:
     for name in (ROWS_FILE, SHAREABLE_FILE):
         with duckdb.connect(str(current_version(copied) / name)) as db:
-            db.execute(f"update runs set format_version = {FORMAT_VERSION + 1}")
+            db.execute(f"update runs set format_version = {STORE_FORMAT + 1}")
     for role in ("analyst", "viewer"):
-        with pytest.raises(
-            UserError, match=rf"newer whenwhy \(store format {FORMAT_VERSION + 1}\): upgrade whenwhy\.$"
-        ):
+        with pytest.raises(UserError, match=rf"newer whenwhy \(store format {STORE_FORMAT + 1}\): upgrade whenwhy\.$"):
             open_store(copied, role)
 
 

@@ -13,6 +13,9 @@ import pyarrow as pa
 
 FORMAT_VERSION: Final = 3
 
+#: That of a store, whose tables and macros may change while attributions stay as they are.
+STORE_FORMAT: Final = 4
+
 #: The feature value that stands for everything a step does not record.
 EVERYTHING_ABSENT: Final = 0
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it finds its neighbours as tests do
-NAMES = ("attribution", "engine", "ingest", "store")
+NAMES = ("attribution", "dashboard", "engine", "ingest", "store")
 
 
 def main() -> None:

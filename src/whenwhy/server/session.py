@@ -262,7 +262,7 @@ class Session:
 
     def _send_csv(self, name: str) -> None:
         view = next(view for view in self._views if view.name == name)
-        asked = view.questions(self.state)[view.exported]
+        asked = view.csv(self.state)
         outcome = str(self.version.choices.runs[self.state.run]["outcome"])
         about = {
             "cohort": ", ".join(cohort_words(self.state, self.state.cohort, outcome)),

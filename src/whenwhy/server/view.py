@@ -30,8 +30,6 @@ class View(Protocol):
 
     #: Its name, the first word of all its places.
     name: str
-    #: The question whose answer is what people take along as CSV.
-    exported: str
 
     @property
     def charts(self) -> Mapping[str, UIElement]:
@@ -40,6 +38,10 @@ class View(Protocol):
 
     def questions(self, state: State) -> Mapping[str, Question]:
         """What it asks of a state: named queries alone."""
+        ...
+
+    def csv(self, state: State) -> Question:
+        """The question whose answer people take along."""
         ...
 
     def read(self, state: State, tables: Tables) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,15 @@ import duckdb
 import pyarrow as pa
 
 from whenwhy.errors import UserError, unknown_name
-from whenwhy.schema import FORMAT_VERSION
+from whenwhy.schema import STORE_FORMAT
 from whenwhy.store.access_log import ACCESS_LOG_FILE, AccessLog
 from whenwhy.store.publish import ROWS_FILE, current_version
 from whenwhy.store.queries import named_queries
 from whenwhy.store.shareable import SHAREABLE_FILE
 from whenwhy.store.stop import limited
+
+# It is known, and wanted where it is done.
+warnings.filterwarnings("ignore", message="Arrow output on a DB-API result makes an extra copy")
 
 #: analyst: rows and everything else. viewer: cells that may be shown.
 Role = Literal["analyst", "viewer"]
@@ -104,9 +108,9 @@ class Store:
             newest = self._database.execute("select max(format_version) from runs").fetchall()[0][0]
         except duckdb.Error as error:
             raise UserError(f"{file} cannot be read ({_first_line(error)}): run `whenwhy aggregate` again.") from None
-        if newest > FORMAT_VERSION:
+        if newest > STORE_FORMAT:
             raise UserError(f"{path} was written by a newer whenwhy (store format {newest}): upgrade whenwhy.")
-        if newest < FORMAT_VERSION:
+        if newest < STORE_FORMAT:
             raise UserError(f"{path} was written by an older whenwhy: run `whenwhy aggregate` again.")
         self._local = threading.local()
         self._known: dict[tuple[str, str], list[str]] = {}
@@ -131,8 +135,11 @@ class Store:
             answer["rows"] = table.num_rows
         return table
 
-    def _answer(self, text: str, arguments: dict[str, Any] | None = None) -> pa.Table:
-        """The same, not written down: also for what whenwhy itself wants to know."""
+    def _answer(self, text: str, arguments: dict[str, Any] | None = None, is_small: bool = False) -> pa.Table:
+        """The same, not written down: also for what whenwhy itself wants to know.
+
+        A small answer is planned once instead of twice, which takes longer than all else, and copied once more.
+        """
         connection = self._connection()
         try:
             statements = duckdb.extract_statements(text)
@@ -144,6 +151,8 @@ class Store:
             raise UserError(f"A store answers one SELECT and nothing else (this is {said}): write one SELECT.")
         try:
             with limited(connection, self.seconds):
+                if is_small:
+                    return connection.execute(text, arguments or None).to_arrow_table()
                 return connection.sql(text, params=arguments or None).to_arrow_table()
         except duckdb.InterruptException:
             raise self._too_slow() from None
@@ -203,7 +212,7 @@ class Store:
             if arguments.get(name) is not None:
                 self._require_predicate(name, str(arguments[name]))
         given = ", ".join(f'"{name}" := ${name}' for name in arguments)
-        return self._answer(f"select * from {query}({given})", arguments)
+        return self._answer(f"select * from {query}({given})", arguments, is_small=True)
 
     def _known_values(self, name: str, level: str) -> list[str]:
         """What an argument may be; a version does not change, so it is looked up once."""

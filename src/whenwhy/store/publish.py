@@ -42,7 +42,7 @@ from whenwhy.events.out_of_core import literal, within
 from whenwhy.events.sequence_directory import CODE_GROUPS
 from whenwhy.locations import named
 from whenwhy.manifests import canonical, sealed, unsealed
-from whenwhy.schema import ATTRIBUTION_UNITS, FORMAT_VERSION, MIN_PATIENTS, RUNS
+from whenwhy.schema import ATTRIBUTION_UNITS, MIN_PATIENTS, RUNS, STORE_FORMAT
 from whenwhy.shards import Json, StageDirectory
 from whenwhy.statistics.aggregate import Cells, vocabulary_of
 from whenwhy.statistics.cohorts import CORRECT, PREDICTED, list_of
@@ -83,7 +83,7 @@ def publish_store(
     made_from = {
         "runs": {run.run_id: {"path": named(run.path), "sha256": run.content_sha256()} for run in runs},
         "cells": {run_id: [part.run_id for part in parts] for run_id, parts in cells.parts.items()},
-        "format": FORMAT_VERSION,
+        "format": STORE_FORMAT,
         "min_patients": threshold,
     }
     contents = made_from | {"runs": {run.run_id: run.content_sha256() for run in runs}}
@@ -320,7 +320,7 @@ def _runs_table(runs: Sequence[StageDirectory]) -> pa.Table:
                 "vocabulary_sha256": about["vocabulary_sha256"],
                 "input_sha256": run.manifest["inputs"]["sequences"]["sha256"],
                 "code_version": run.manifest["code_version"],
-                "format_version": FORMAT_VERSION,
+                "format_version": STORE_FORMAT,
                 "tolerance": settings["tolerance"],
                 "n_predictions": residual["n_predictions"],
                 "residual_median": residual["median"],

@@ -36,7 +36,7 @@ _RUN: Final = "coalesce(run::varchar, (select min(run_id) from runs))"
 
 
 def define_estimates(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
-    """The view estimates (of ready cells) and macros of any cohort are there: cells_for, estimates_for, risk_for, comparison_for.
+    """The view estimates (of ready cells) and macros of any cohort are there: cells_for, estimates_for and the like.
 
     Args:
         with_rows: the database has rows, of which cells are made for a cohort that has none.
@@ -131,21 +131,35 @@ from variances
 """
 
 
-def _computed(db: duckdb.DuckDBPyConnection, name: str, arguments: str, template: str, with_rows: bool) -> str:
-    """The SQL of a table worked out from rows, or of a complaint."""
+def _computed(
+    db: duckdb.DuckDBPyConnection, name: str, arguments: str, template: str, with_rows: bool, like: str
+) -> str:
+    """The SQL of a table worked out from rows where a cohort is given, of nothing where none is, or of a complaint.
+
+    Args:
+        like: SQL of a table with the columns that it has.
+    """
     if not with_rows:
-        return f"(select * from no_rows where {NO_ROWS})"
+        return f"(select * from ({like}) where {NO_ROWS})"
     db.execute(f"create macro {name}({arguments}) as {text_of(template)}")
-    return f"query({name}({arguments}))"
+    # Planning takes longer than reading, so what is not asked for is not planned.
+    return f"query(case when cohort is null then {_nothing_like(db, like)} else {name}({arguments}) end)"
+
+
+def _nothing_like(db: duckdb.DuckDBPyConnection, like: str) -> str:
+    """The SQL of the text of SQL of no rows with the columns of a table."""
+    columns = db.execute(f"describe {like}").fetchall()
+    nulls = ", ".join(f'null::{kind} as "{name}"' for name, kind, *_ in columns)
+    return "'" + f"select {nulls} where false".replace("'", "''") + "'"
 
 
 def _define_cells(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
     arguments = "run, level, feature, axis, dated, split, class, stratum, cohort"
+    where = f"cohort is null and c.run_id = {_RUN} and c.time_axis = axis and c.split = split and c.class = class and c.stratum = stratum"
     ready = f"""select * from ({_READY}) c
-        where cohort is null and c.run_id = {_RUN} and c.level = level and (feature is null or c.code = feature)
-            and c.time_axis = axis and case when dated then c.time_bin is not null else c.time_bin is null end and c.split = split and c.class = class
-            and c.stratum = stratum"""
-    computed = _computed(db, "cohort_cells", arguments, CELLS_OF_A_COHORT, with_rows).replace("no_rows", f"({_READY})")
+        where {where} and c.level = level and (feature is null or c.code = feature)
+            and case when dated then c.time_bin is not null else c.time_bin is null end"""
+    computed = _computed(db, "cohort_cells", arguments, CELLS_OF_A_COHORT, with_rows, _READY)
     db.execute(
         f"""create macro cells_for({arguments}) as table
         {ready} union all by name select * from {computed} where cohort is not null"""
@@ -154,6 +168,7 @@ def _define_cells(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
         f"""create macro estimates_for({arguments}) as table
         {_estimated(f"select * from cells_for({arguments})")}"""
     )
+    _define_feature(db, where, with_rows)
     # Of all time, with the place of each by its mean absolute contribution.
     db.execute(
         f"""create macro ranked_for(run, level, split, class, stratum, min_patients) as table
@@ -163,10 +178,26 @@ def _define_cells(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
     )
 
 
+def _define_feature(db: duckdb.DuckDBPyConnection, where: str, with_rows: bool) -> None:
+    """estimates_of: one feature at once, as a whole and by range of values, in each bin of time and for all time."""
+    arguments = "run, feature, axis, split, class, stratum, cohort"
+    computed = f"(select * from ({_READY}) where {NO_ROWS})"
+    if with_rows:
+        each = " || ' union all by name ' || ".join(
+            f"'(' || cohort_cells(run, '{level}', feature, axis, {dated}, split, class, stratum, cohort) || ')'"
+            for level in ("code", "value")
+            for dated in ("true", "false")
+        )
+        computed = f"query(case when cohort is null then {_nothing_like(db, _READY)} else {each} end)"
+    cells = f"""select * from ({_READY}) c where {where} and c.level in ('code', 'value') and c.code = feature
+        union all by name select * from {computed} where cohort is not null"""
+    db.execute(f"create macro estimates_of({arguments}) as table {_estimated(cells)}")
+
+
 def _define_risk(db: duckdb.DuckDBPyConnection, with_rows: bool) -> None:
     columns = "time_bin, low_hours, high_hours, n_patients, n_predictions"
     arguments = "run, axis, dated, split, class, stratum, cohort"
-    computed = _computed(db, "cohort_risk", arguments, RISK_OF_A_COHORT, with_rows).replace("no_rows", "exposure")
+    computed = _computed(db, "cohort_risk", arguments, RISK_OF_A_COHORT, with_rows, f"select {columns} from exposure")
     db.execute(
         f"""create macro risk_for({arguments}) as table
         select {columns} from exposure e

@@ -40,7 +40,7 @@ class Counted:
 class About:
     """The head of every page: outcome and run, and the cohort, its reference and what is marked, as chips."""
 
-    name, exported = "about", "cohort"
+    name = "about"
 
     def __init__(self, choices: Choices, version: str) -> None:
         self._choices, self._version = choices, version
@@ -61,6 +61,10 @@ class About:
         return {
             name: question("number_at_risk", **state.of(cohort)) for name, cohort in whom.items() if cohort is not None
         }
+
+    def csv(self, state: State) -> Question:
+        """The question whose answer people take along."""
+        return question("number_at_risk", **state.of())
 
     def read(self, state: State, tables: Tables) -> Counted:
         """The counts."""

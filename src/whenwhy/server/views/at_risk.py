@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 from bokeh.core.properties import value
 from bokeh.models import CustomJS, FixedTicker
 from bokeh.models.glyphs import Text, VBar
@@ -14,6 +15,7 @@ from bokeh.models.ui.ui_element import UIElement
 from whenwhy.server.answers import Question, question
 from whenwhy.server.charts import FADED, TYPEFACE, Columns, TimeFrame, draw, empty, grey_cells, tooltip
 from whenwhy.server.choices import Choices
+from whenwhy.server.feature import FeatureCells, asked_of
 from whenwhy.server.labels import compact
 from whenwhy.server.state import State
 from whenwhy.server.time_scale import TimeScale
@@ -34,7 +36,7 @@ class Counts:
 class AtRisk:
     """The number of patients whose history reaches back to each bin."""
 
-    name, exported = "at_risk", "counts"
+    name = "at_risk"
 
     def __init__(self, choices: Choices, frame: TimeFrame) -> None:
         self._choices = choices
@@ -103,19 +105,22 @@ class AtRisk:
         """The counts of the cohort, and of who is marked in it; whether the feature has a time."""
         asked = {
             "counts": question("number_at_risk", **state.of()),
-            "course": question("feature_timeline", feature=state.feature, **state.of()),
+            "cells": asked_of(state)["cohort"],
         }
         if state.selected_cohort is not None:
             asked["marked"] = question("number_at_risk", **state.of(state.selected_cohort))
         return asked
 
+    def csv(self, state: State) -> Question:
+        """The question whose answer people take along."""
+        return question("number_at_risk", **state.of())
+
     def read(self, state: State, tables: Tables) -> Counts:
         """The counts that have a bin."""
-        rows = {
-            name: [row for row in table.to_pylist() if row["time_bin"] is not None] for name, table in tables.items()
-        }
         scale = self._choices.offered[state.run].time
-        return Counts(state, scale, rows["counts"], rows.get("marked", []), bool(rows["course"]))
+        is_timed = bool(FeatureCells.of(tables["cells"]).course)
+        marked = _with_bin(tables["marked"]) if "marked" in tables else []
+        return Counts(state, scale, _with_bin(tables["counts"]), marked, is_timed)
 
     def put(self, data: Counts) -> Texts:
         """No words; the counts follow."""
@@ -134,6 +139,10 @@ class AtRisk:
         }
         self._plot.visible = data.is_timed
         return {}
+
+
+def _with_bin(table: pa.Table) -> list[Mapping[str, Any]]:
+    return [row for row in table.to_pylist() if row["time_bin"] is not None]
 
 
 COLUMNS = ("x", "time_bin", "n_patients", "n_predictions", "share", "alpha", "label", "time")

@@ -28,6 +28,7 @@ from whenwhy.server.charts import (
 )
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort, recorded_text
+from whenwhy.server.feature import FeatureCells, asked_of
 from whenwhy.server.labels import (
     capitalised,
     feature_words,
@@ -148,7 +149,7 @@ class _Panel:
 class HeatMap:
     """The mean contribution per event of each range of values in each bin of time."""
 
-    name, exported = "heat_map", "cohort"
+    name = "heat_map"
 
     def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark, difference: bool = False) -> None:
         self._choices, self._frame, self._mark = choices, frame, mark
@@ -167,30 +168,30 @@ class HeatMap:
 
     def questions(self, state: State) -> Mapping[str, Question]:
         """The cells that may be shown, and the grid that they lie in."""
-        feature = {"feature": state.feature}
-        asked = {
-            "cohort": question("feature_heatmap", **feature, **state.of()),
-            "bins": question("feature_bins", **feature, run=state.run),
-            "summary": question("feature_summary", **feature, **state.of()),
-            "course": question("feature_timeline", **feature, **state.of()),
-        }
-        if state.reference is not None:
-            asked["reference"] = question("feature_heatmap", **feature, **state.of(state.reference))
-            if "difference" in self.panels:
-                asked["difference"] = question("feature_comparison", **feature, level="value", **state.of_both())
+        asked = asked_of(state)
+        asked.pop("marked", None)
+        asked["bins"] = question("feature_bins", feature=state.feature, run=state.run)
+        if state.reference is not None and "difference" in self.panels:
+            asked["difference"] = question(
+                "feature_comparison", feature=state.feature, level="value", **state.of_both()
+            )
         return asked
+
+    def csv(self, state: State) -> Question:
+        """The question whose answer people take along."""
+        return question("feature_heatmap", feature=state.feature, **state.of())
 
     def read(self, state: State, tables: Tables) -> Cells:
         """The cells of each panel."""
-        rows = {name: table.to_pylist() for name, table in tables.items()}
-        return Cells(
-            state,
-            self._choices.offered[state.run].time,
-            rows["bins"],
-            {name: rows[name] for name in PANELS if name in rows},
-            rows["summary"][0] if rows["summary"] else None,
-            bool(rows["course"]) or bool(self._choices.offered[state.run].features[state.feature]["has_time"]),
-        )
+        own = FeatureCells.of(tables["cohort"])
+        cells: dict[str, list[Mapping[str, Any]]] = {"cohort": own.cells}
+        if "reference" in tables:
+            cells["reference"] = FeatureCells.of(tables["reference"]).cells
+        if "difference" in tables:
+            cells["difference"] = tables["difference"].to_pylist()
+        offered = self._choices.offered[state.run]
+        has_time = bool(own.course) or bool(offered.features[state.feature]["has_time"])
+        return Cells(state, offered.time, tables["bins"].to_pylist(), cells, own.summary, has_time)
 
     def put(self, data: Cells) -> Texts:
         """The card's title, who the panels are of, the legend of colours, or words where there is nothing to draw."""

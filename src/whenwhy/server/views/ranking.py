@@ -105,7 +105,7 @@ class Ranked:
 class Ranking:
     """A bar and a sparkline a feature; a bar or a row chooses it."""
 
-    name, exported = "ranking", "rows"
+    name = "ranking"
 
     def __init__(self, choices: Choices, choose: Choose) -> None:
         self._choices = choices
@@ -165,6 +165,10 @@ class Ranking:
         if state.selected_cohort is not None and state.order in ("size", "mean", "significance"):
             asked["marked"] = question("top_features", **state.of(state.selected_cohort), top=ALL)
         return asked
+
+    def csv(self, state: State) -> Question:
+        """The question whose answer people take along."""
+        return _ranking(state)
 
     def read(self, state: State, tables: Tables) -> Ranked:
         """The rows, and the courses of those."""

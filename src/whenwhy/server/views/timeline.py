@@ -28,6 +28,7 @@ from whenwhy.server.charts import (
 )
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import recorded_text
+from whenwhy.server.feature import FeatureCells, asked_of
 from whenwhy.server.labels import found, interval, quantity_in_unit, signed, unit_of
 from whenwhy.server.markup import heading, in_details, table
 from whenwhy.server.state import State
@@ -51,7 +52,7 @@ class Course:
 class Timeline:
     """The mean contribution per event; the mean per prediction at risk stands in the tooltip and the table."""
 
-    name, exported = "timeline", "cohort"
+    name = "timeline"
 
     def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark) -> None:
         self._choices, self._mark = choices, mark
@@ -102,21 +103,17 @@ class Timeline:
 
     def questions(self, state: State) -> Mapping[str, Question]:
         """The feature's courses."""
-        feature = {"feature": state.feature}
-        asked = {
-            "cohort": question("feature_timeline", **feature, **state.of()),
-            "summary": question("feature_summary", **feature, **state.of()),
-        }
-        for name, cohort in (("reference", state.reference), ("marked", state.selected_cohort)):
-            if cohort is not None:
-                asked[name] = question("feature_timeline", **feature, **state.of(cohort))
-        return asked
+        return asked_of(state)
+
+    def csv(self, state: State) -> Question:
+        """The question whose answer people take along."""
+        return question("feature_timeline", feature=state.feature, **state.of())
 
     def read(self, state: State, tables: Tables) -> Course:
         """The courses."""
-        rows = {name: table.to_pylist() for name, table in tables.items()}
-        summary = rows.pop("summary")
-        return Course(state, self._choices.offered[state.run].time, rows, summary[0] if summary else None)
+        cells = {name: FeatureCells.of(table) for name, table in tables.items()}
+        rows = {name: found.course for name, found in cells.items()}
+        return Course(state, self._choices.offered[state.run].time, rows, cells["cohort"].summary)
 
     def put(self, data: Course) -> Texts:
         """The card's title, and the course as a table."""

@@ -31,6 +31,7 @@ from whenwhy.server.charts import (
 )
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import recorded_text
+from whenwhy.server.feature import FeatureCells, asked_of
 from whenwhy.server.labels import (
     capitalised,
     found,
@@ -69,7 +70,7 @@ class Effect:
 class ValueEffect:
     """The mean contribution per event of each range of values, all time together."""
 
-    name, exported = "value_effect", "cohort"
+    name = "value_effect"
 
     def __init__(self, choices: Choices, mark: Mark) -> None:
         self._choices, self._mark = choices, mark
@@ -128,22 +129,17 @@ class ValueEffect:
 
     def questions(self, state: State) -> Mapping[str, Question]:
         """The feature's effect by value."""
-        feature = {"feature": state.feature}
-        asked = {
-            "bins": question("feature_bins", **feature, run=state.run),
-            "cohort": question("value_effect", **feature, **state.of()),
-            "summary": question("feature_summary", **feature, **state.of()),
-        }
-        for name, cohort in (("reference", state.reference), ("marked", state.selected_cohort)):
-            if cohort is not None:
-                asked[name] = question("value_effect", **feature, **state.of(cohort))
-        return asked
+        return {**asked_of(state), "bins": question("feature_bins", feature=state.feature, run=state.run)}
+
+    def csv(self, state: State) -> Question:
+        """The question whose answer people take along."""
+        return question("value_effect", feature=state.feature, **state.of())
 
     def read(self, state: State, tables: Tables) -> Effect:
         """The means."""
-        rows = {name: table.to_pylist() for name, table in tables.items()}
-        values, summary = rows.pop("bins"), rows.pop("summary")
-        return Effect(state, values, rows, summary[0] if summary else None)
+        cells = {name: FeatureCells.of(tables[name]) for name in COURSES if name in tables}
+        rows = {name: found.effect for name, found in cells.items()}
+        return Effect(state, tables["bins"].to_pylist(), rows, cells["cohort"].summary)
 
     def put(self, data: Effect) -> Texts:
         """The card's title, words where there is nothing, and the same as a table."""
