@@ -192,6 +192,36 @@ def serve_command(
     serve_store(store, port, address, access_log, entrance)
 
 
+@app.command("report")
+def report_command(
+    store: StorePath,
+    file: Annotated[Path, typer.Option("--out", parser=Path, help="The HTML file to write.", metavar="FILE")],
+    feature: Annotated[
+        list[str] | None, typer.Option(help="A code to tell of; may be repeated. By default those that carry most.")
+    ] = None,
+    class_label: Annotated[str, typer.Option("--class", help="The class of patients.")] = "all",
+    stratum: Annotated[str, typer.Option(help="A stratum that is ready, e.g. sex=F.")] = "all",
+    split: Annotated[str | None, typer.Option(help="By default the held-out patients.")] = None,
+    run: Annotated[str | None, typer.Option(help="By default the store's first.")] = None,
+    access_log: AccessLogFile = None,
+) -> None:
+    """The main views in one file for those who cannot run a server: of what viewers may see, and nothing else."""
+    from whenwhy.server.report import write_report
+
+    n = write_report(
+        store,
+        file,
+        features=feature or (),
+        class_label=class_label,
+        stratum=stratum,
+        split=split,
+        run=run,
+        access_log=access_log,
+    )
+    told = "1 feature" if n == 1 else f"{n} features"
+    out.print(f"Wrote a report of {told} to {file}.", soft_wrap=True)
+
+
 @app.command("info")
 def info_command(
     what: Annotated[

@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from bokeh.models import BasicTicker, ColumnDataSource, LinearColorMapper
@@ -151,13 +152,14 @@ class HeatMap:
 
     name = "heat_map"
 
-    def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark, difference: bool = False) -> None:
-        self._choices, self._frame, self._mark = choices, frame, mark
+    def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark | None = None, difference: bool = False) -> None:
+        self._choices, self._frame, self._can_mark = choices, frame, mark is not None
         names = list(PANELS) if difference else ["cohort", "reference"]
         self.panels = {name: _Panel(name, frame, 360) for name in names}
         self._grid: tuple[str, TimeScale, Sequence[int]] = ("", TimeScale(0, 1.0), ())
-        for panel in self.panels.values():
-            brushed(panel.plot, self._brushed)
+        if mark is not None:
+            for panel in self.panels.values():
+                brushed(panel.plot, partial(self._brushed, mark))
 
     @property
     def charts(self) -> Mapping[str, UIElement]:
@@ -217,14 +219,14 @@ class HeatMap:
 
         return {
             "heat_map_heading": heading_of(data, self._choices),
-            "heat_map_words": words(sentence) if sentence else LEGEND,
+            "heat_map_words": words(sentence) if sentence else legend(self._can_mark),
             "heat_map_cohort": of(state.cohort) if data.cells["cohort"] else "",
             "heat_map_reference": of(state.reference),
             "heat_map_difference": "<h3>the first minus the second</h3>" if "difference" in data.cells else "",
             "heat_map_table": "" if sentence else _table(data, labels, run),
         }
 
-    def _brushed(self, left: float, right: float, bottom: float, top: float) -> None:
+    def _brushed(self, mark: Mark, left: float, right: float, bottom: float, top: float) -> None:
         """Marks the cells that a rectangle touches."""
         feature, scale, values = self._grid
         if not scale.n_bins or not values:
@@ -233,14 +235,16 @@ class HeatMap:
         if rows:
             first, last = scale.between(left, right)
             chosen = () if len(rows) == len(values) else tuple(values[i] for i in rows)
-            self._mark(recorded_text(feature, chosen, scale.hours(first, last)))
+            mark(recorded_text(feature, chosen, scale.hours(first, last)))
 
 
-LEGEND = (
-    '<p class="quiet">Red raises the prediction, blue lowers it; pale: the interval holds zero, or there is none. '
-    '<span class="swatch"></span>Grey: fewer than 11 patients, none, or hidden to protect others. '
-    "Draw over cells, or click on one, to mark them.</p>"
-)
+def legend(can_mark: bool) -> str:
+    """What the colours mean."""
+    return (
+        '<p class="quiet">Red raises the prediction, blue lowers it; pale: the interval holds zero, or there is none. '
+        '<span class="swatch"></span>Grey: fewer than 11 patients, none, or hidden to protect others.'
+        + (" Draw over cells, or click on one, to mark them.</p>" if can_mark else "</p>")
+    )
 
 
 def heading_of(data: Cells, choices: Choices) -> str:

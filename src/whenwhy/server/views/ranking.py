@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -107,8 +108,8 @@ class Ranking:
 
     name = "ranking"
 
-    def __init__(self, choices: Choices, choose: Choose) -> None:
-        self._choices = choices
+    def __init__(self, choices: Choices, choose: Choose | None = None) -> None:
+        self._choices, self._can_choose = choices, choose is not None
         self.source, self.marked, self.lines = empty(*COLUMNS), empty("y", "value"), empty("xs", "ys", "color")
         self.source.name = "ranking_bars"
         self._plot = chart(300, left=LABEL_WIDTH)
@@ -143,15 +144,11 @@ class Ranking:
                     ("95 % interval", "@interval_words"),
                     ("patients", "@patients"),
                 ],
-            ),
-            TapTool(renderers=[bars]),
+            )
         )
-
-        def tapped(attribute: str, old: list[int], new: list[int]) -> None:
-            if new:
-                choose(self.source.data["code"][new[0]])
-
-        self.source.selected.on_change("indices", tapped)
+        if choose is not None:
+            self._plot.add_tools(TapTool(renderers=[bars]))
+            self.source.selected.on_change("indices", partial(self._tapped, choose))
 
     @property
     def charts(self) -> Mapping[str, UIElement]:
@@ -187,6 +184,10 @@ class Ranking:
             there = told.filter(pc.is_in(told["code"], pa.array(sorted(wanted), pa.string())))
             marked = {row["code"]: row[column] for row in there.to_pylist()}
         return Ranked(state, rows, courses, marked, self._choices.offered[state.run].time.n_bins)
+
+    def _tapped(self, choose: Choose, attribute: str, old: list[int], new: list[int]) -> None:
+        if new:
+            choose(self.source.data["code"][new[0]])
 
     def put(self, data: Ranked) -> Texts:
         """The card's title, and the table."""
@@ -226,7 +227,8 @@ class Ranking:
         }
         self._plot.xaxis.axis_label = data.measure.axis.format(unit=unit_of(run))
         shown = f"the first {n}" if n == TOP else counted(n, "feature")
-        ranked = f"by {ORDERS[data.state.order]}; choose a bar; at the right its course in time, each to its own scale"
+        choosing = "; choose a bar" if self._can_choose else ""
+        ranked = f"by {ORDERS[data.state.order]}{choosing}; at the right its course in time, each to its own scale"
         if data.state.order == "size" and any(row["mean_abs_per_prediction"] is None for row in data.rows):
             ranked = "without a rank: how many predictions there are may not be shown for this cohort"
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from bokeh.models import BasicTicker
@@ -54,8 +55,8 @@ class Timeline:
 
     name = "timeline"
 
-    def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark) -> None:
-        self._choices, self._mark = choices, mark
+    def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark | None = None) -> None:
+        self._choices = choices
         self._feature, self._scale = "", TimeScale(0, 1.0)
         self.source, self.bands = empty(*COLUMNS), empty(*BANDS)
         self.source.name, self.bands.name = "timeline_means", "timeline_bands"
@@ -94,7 +95,8 @@ class Timeline:
                 ],
             )
         )
-        brushed(self._plot, self._brushed, "width")
+        if mark is not None:
+            brushed(self._plot, partial(self._brushed, mark), "width")
 
     @property
     def charts(self) -> Mapping[str, UIElement]:
@@ -139,11 +141,11 @@ class Timeline:
         )
         return {"timeline_heading": told + (f"<p>{key}</p>" if key else ""), "timeline_table": _table(data, run)}
 
-    def _brushed(self, left: float, right: float, bottom: float, top: float) -> None:
+    def _brushed(self, mark: Mark, left: float, right: float, bottom: float, top: float) -> None:
         """Marks the bins that a stretch of time touches."""
         if self._scale.n_bins:
             first, last = self._scale.between(left, right)
-            self._mark(recorded_text(self._feature, (), self._scale.hours(first, last)))
+            mark(recorded_text(self._feature, (), self._scale.hours(first, last)))
 
 
 COLUMNS = (

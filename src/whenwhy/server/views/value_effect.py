@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from bokeh.models import BasicTicker
@@ -72,8 +73,8 @@ class ValueEffect:
 
     name = "value_effect"
 
-    def __init__(self, choices: Choices, mark: Mark) -> None:
-        self._choices, self._mark = choices, mark
+    def __init__(self, choices: Choices, mark: Mark | None = None) -> None:
+        self._choices = choices
         self._feature, self._values = "", [0]
         self.source, self.hidden = empty(*COLUMNS), empty("y", "left", "right", "value")
         self.whiskers = empty("y", "low", "high", "color", "alpha")
@@ -120,7 +121,8 @@ class ValueEffect:
                 [missing], [("value", "@value"), ("", "fewer than 11 patients, none, or hidden to protect others")]
             ),
         )
-        brushed(self._plot, self._brushed, "height")
+        if mark is not None:
+            brushed(self._plot, partial(self._brushed, mark), "height")
 
     @property
     def charts(self) -> Mapping[str, UIElement]:
@@ -183,11 +185,11 @@ class ValueEffect:
             "value_effect_table": _table(data, labels, run),
         }
 
-    def _brushed(self, left: float, right: float, bottom: float, top: float) -> None:
+    def _brushed(self, mark: Mark, left: float, right: float, bottom: float, top: float) -> None:
         """Marks the ranges that a stretch of values touches."""
         rows = [i for i in range(len(self._values)) if i + 0.5 > bottom and i - 0.5 <= top]
         if rows:
-            self._mark(recorded_text(self._feature, tuple(self._values[i] for i in rows)))
+            mark(recorded_text(self._feature, tuple(self._values[i] for i in rows)))
 
 
 COLUMNS = (
