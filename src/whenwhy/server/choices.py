@@ -65,18 +65,9 @@ class Asks(Protocol):
 
 
 def choices_of(answers: Asks, role: Role) -> Choices:
-    """What there is to choose.
-
-    Raises:
-        UserError: the store has no cell that may be shown.
-    """
+    """What there is to choose; no run where none has a cell that may be shown."""
     runs = {row["run_id"]: row for row in answers.now(question("runs")).to_pylist()}
     offered = {run: found for run in runs if (found := _offered(answers, run)) is not None}
-    if not offered:
-        raise UserError(
-            "The store has no cell that may be shown (cells of 1 to 10 patients never are): "
-            "aggregate the attributions of more patients."
-        )
     return Choices({run: runs[run] for run in offered}, offered, role == "analyst")
 
 

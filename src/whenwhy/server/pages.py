@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 SHELL = Path(__file__).parent
 
 
+#: From the cohort to the patient, as people read; a page that is not named comes last.
+ORDER: Final = ("overview", "compare", "projection", "predictions", "patterns", "patient", "quality")
+
+
 @dataclass(frozen=True)
 class Page:
     """A page's name, which is its address, its title, and the function that makes its views."""
@@ -49,7 +54,10 @@ def pages() -> dict[str, Page]:
         'Overview'
     """
     found = {}
-    for file in sorted(shipped("dashboards").glob("[a-z]*.py")):
+    files = {file.stem: file for file in shipped("dashboards").glob("[a-z]*.py")}
+    for file in sorted(
+        files.values(), key=lambda file: (ORDER.index(file.stem) if file.stem in ORDER else len(ORDER), file.stem)
+    ):
         function = getattr(_loaded(file), file.stem, None)
         assert function is not None, f"{file} has no function {file.stem}"
         title = (function.__doc__ or file.stem).strip().splitlines()[0].partition(":")[0].rstrip(".")

@@ -160,7 +160,7 @@ window.whenwhy = (() => {
     const layer = chart.export(kind, true)
     const words = [document.title, location.search.slice(1), offered.version, offered.not_a_cause].join(" · ")
     if (kind === "svg") {
-      const svg = layer.get_serialized_svg()
+      const svg = layer.ctx.get_serialized_svg(true)
       save(`${name}.svg`, svg.replace(/(<svg[^>]*>)/, (start) => `${start}<desc>${words.replace(/[<&>]/g, "")}</desc>`), "image/svg+xml")
       return
     }

@@ -152,7 +152,16 @@ class State:
 
 
 def default_state(choices: Choices, run: str | None = None) -> State:
-    """The first run's held-out patients of every class and stratum, and the feature that carries most."""
+    """The first run's held-out patients of every class and stratum, and the feature that carries most.
+
+    Raises:
+        UserError: the store has no cell that may be shown.
+    """
+    if not choices.runs:
+        raise UserError(
+            "The store has no cell that may be shown (cells of 1 to 10 patients never are): "
+            "aggregate the attributions of more patients."
+        )
     chosen = run or next(iter(choices.runs))
     offered = choices.offered[chosen]
     return State(chosen, offered.default_split, offered.default_feature)

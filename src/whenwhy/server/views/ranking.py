@@ -157,8 +157,10 @@ class Ranking:
 
     def questions(self, state: State) -> Mapping[str, Question]:
         """The first features of the order, and their courses."""
-        most = TOP if state.order == "size" else COURSES
-        asked = {"rows": _ranking(state), "courses": question("sparklines", **state.of(), top=most)}
+        asked = {"rows": _ranking(state)}
+        if state.cohort.is_ready:  # of others, so many courses take longer to work out than all else together
+            most = TOP if state.order == "size" else COURSES
+            asked["courses"] = question("sparklines", **state.of(), top=most)
         if state.selected_cohort is not None and state.order in ("size", "mean", "significance"):
             asked["marked"] = question("top_features", **state.of(state.selected_cohort), top=ALL)
         return asked
@@ -172,12 +174,9 @@ class Ranking:
         rows = tables["rows"].to_pylist()
         wanted = {row["code"] for row in rows}
         courses: dict[str, list[tuple[int, float]]] = {code: [] for code in wanted}
-        told = tables["courses"]
-        for code, time_bin, mean in zip(
-            *(told.column(name).to_pylist() for name in ("code", "time_bin", "mean_per_prediction")), strict=True
-        ):
-            if code in wanted and mean is not None:
-                courses[code].append((time_bin, mean))
+        for row in tables["courses"].to_pylist() if "courses" in tables else []:
+            if row["code"] in wanted and row["mean_per_prediction"] is not None:
+                courses[row["code"]].append((row["time_bin"], row["mean_per_prediction"]))
         marked: dict[str, float] = {}
         if "marked" in tables:
             column, told = MEASURES[state.order].value, tables["marked"]
@@ -228,7 +227,10 @@ class Ranking:
         self._plot.xaxis.axis_label = data.measure.axis.format(unit=unit_of(run))
         shown = f"the first {n}" if n == TOP else counted(n, "feature")
         choosing = "; choose a bar" if self._can_choose else ""
-        ranked = f"by {ORDERS[data.state.order]}{choosing}; at the right its course in time, each to its own scale"
+        courses = "at the right its course in time, each to its own scale"
+        if not data.state.cohort.is_ready:
+            courses = "their courses in time are drawn of classes and strata that are ready"
+        ranked = f"by {ORDERS[data.state.order]}{choosing}; {courses}"
         if data.state.order == "size" and any(row["mean_abs_per_prediction"] is None for row in data.rows):
             ranked = "without a rank: how many predictions there are may not be shown for this cohort"
         return {
