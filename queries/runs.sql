@@ -4,7 +4,7 @@
 -- regression on the same inputs; of several classes both are means over the classes, each beside all others.
 -- mean_auroc and mean_reference_auroc are means over n_folds folds of patients, each with a model trained the same
 -- way. measures says what a run's numbers are: not all are contributions. Counts are missing where they may not be
--- shown.
+-- shown. The sha256 are of the model's weights, of the vocabulary and of the sequences that it was made of.
 -- Example: whenwhy query STORE runs
 create or replace temp macro runs() as table
 select
@@ -15,6 +15,6 @@ select
     (r.quality::json ->> '$.auroc')::double as mean_auroc,
     (r.quality::json ->> '$.logistic_regression_auroc')::double as mean_reference_auroc,
     json_array_length(r.quality::json, '$.folds')::integer as n_folds,
-    r.code_version
+    r.code_version, r.format_version, r.model_sha256, r.vocabulary_sha256, r.input_sha256
 from runs r
 order by r.run_id;

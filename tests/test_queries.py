@@ -24,7 +24,7 @@ import scipy.stats
 from conftest import SmallRun
 from replicas.cells import remade
 from whenwhy.errors import UserError
-from whenwhy.schema import TRAIN, on_grid
+from whenwhy.schema import FORMAT_VERSION, TRAIN, on_grid
 from whenwhy.shards import StageDirectory
 from whenwhy.shipped import shipped
 from whenwhy.statistics import aggregate_cells
@@ -65,6 +65,7 @@ class Truth:
         run = StageDirectory.open(path, "attribute")
         self.run_id, self.n_bins = run.run_id, n_bins
         self._known: dict[tuple[tuple[str, str | None], ...], pd.Series] = {}
+        self.input_sha256 = run.manifest["inputs"]["sequences"]["sha256"]
         self.about = run.settings | run.entry("about").summary | {"code_version": run.manifest["code_version"]}
         predictions = pa.concat_tables([run.read(name, "predictions") for name in run.shards]).to_pylist()
         for row in predictions:
@@ -788,6 +789,9 @@ def runs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
             ),
             "n_folds": len(truth.about["quality"]["folds"]),
             "code_version": truth.about["code_version"],
+            "format_version": FORMAT_VERSION,
+            **{key: truth.about[key] for key in ("model_sha256", "vocabulary_sha256")},
+            "input_sha256": truth.input_sha256,
         }
     ]
 

@@ -192,6 +192,8 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
                 against=Cohort(offered.classes[0]),
                 selected=choices.condition(recorded_text(feature, (2, 3), (0.0, 48.0)), run),
                 other=feature,
+                other_run=run,
+                subgroups=offered.kinds[-1],
                 order="variance",
                 opened=frozenset({"pairs"}),
                 min_patients=30,
@@ -327,7 +329,7 @@ def test_what_is_marked_reaches_every_view(rows: Answers) -> None:
     assert {
         v for v, a in zip(effect.source.data["feature_value_id"], effect.source.data["alpha"], strict=True) if a == 1
     } == {value}
-    assert sum(at_risk.marked.data["share"]) > 0
+    assert sum(at_risk.marked.data["top"]) > 0
     assert ranking.marked.data["value"]
     everybody = dict(zip(ranking.source.data["code"], ranking.source.data["value"], strict=True))
     assert set(ranking.marked.data["y"]) <= set(ranking.source.data["y"])

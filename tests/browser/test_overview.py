@@ -78,9 +78,9 @@ def agrees(page: Opened, store: Store, feature: str, **cohort: Any) -> None:
     for name in ("code", "n_patients"):
         assert sources["ranking_bars"][name] == ranked[name], name
     cells = store.ask("feature_heatmap", feature=feature, **cohort).to_pydict()
-    assert sources["heat_map_cohort"]["mean"] == cells["mean_per_event"]
+    assert sources["heat_map_cohort_cells"]["mean"] == cells["mean_per_event"]
     for name in ("feature_value_id", "time_bin", "n_patients", "n_events"):
-        assert sources["heat_map_cohort"][name] == cells[name], name
+        assert sources["heat_map_cohort_cells"][name] == cells[name], name
     risk = [row for row in store.ask("number_at_risk", **cohort).to_pylist() if row["time_bin"] is not None]
     assert sources["at_risk_counts"]["time_bin"] == [row["time_bin"] for row in risk]
     assert sources["at_risk_counts"]["n_patients"] == [row["n_patients"] for row in risk]
@@ -118,7 +118,7 @@ def test_page_shows_what_the_store_answers(chromium: Browser, url: str, store: S
         assert page.page.get_by_text(re.compile(f"^{SENTENCE}$", re.IGNORECASE)).is_visible()
         agrees(page, store, feature)
         low, high = page.attribute("heat_map_cohort_colors", "low"), page.attribute("heat_map_cohort_colors", "high")
-        means = page.sources()["heat_map_cohort"]["mean"]
+        means = page.sources()["heat_map_cohort_cells"]["mean"]
         assert low == -high
         assert high == max(map(abs, means))
         palette = page.attribute("heat_map_cohort_colors", "palette")
@@ -143,7 +143,7 @@ def test_heat_map_is_drawn_in_the_colours_of_its_numbers(chromium: Browser, url:
     with opened(chromium, url) as page:
         page.open(at(feature=feature))
         sources = page.sources()
-        shown, hidden = sources["heat_map_cohort"], sources["heat_map_cohort_hidden"]
+        shown, hidden = sources["heat_map_cohort_cells"], sources["heat_map_cohort_hidden"]
         pixels = picture(page, "heat_map")
         height, width, _ = pixels.shape
         columns = 1 + max(max(shown["time_bin"]), *(int(-x - 0.5) for x in hidden["x"] or [-0.5]))

@@ -28,7 +28,7 @@ def acted(session: Session, action: str, told: Told) -> State:
 
 
 def _choose(session: Session, told: Told) -> State:
-    """Another feature, split, class, stratum, order or run."""
+    """Another feature, split, class, stratum, order or run, or what is held against them."""
     name, value = str(told["name"]), str(told["value"])
     state = session.state
     offered = session.version.choices.offered[state.run]
@@ -39,6 +39,8 @@ def _choose(session: Session, told: Told) -> State:
         "class": offered.classes,
         "stratum": offered.strata,
         "order": ORDERS,
+        "subgroups": offered.kinds,
+        "other_run": session.version.choices.runs,
         "run": session.version.choices.runs,
     }
     if name not in known:
@@ -140,6 +142,22 @@ def _compare(session: Session, told: Told) -> State:
     raise UserError(f"There is no cohort '{str(other)[:60]}' to compare with: choose one of the list.")
 
 
+def _pair(session: Session, told: Told) -> State:
+    """The cohort with one class or stratum, compared with the same of another."""
+    name, values = str(told["name"]), (str(told["first"]), str(told["second"]))
+    offered = session.version.choices.offered[session.state.run]
+    known = {"class": offered.classes, "stratum": offered.strata}
+    if name not in known:
+        raise unknown_name("choice", name[:60], known)
+    for value in values:
+        if value not in known[name]:
+            raise unknown_name(name, value[:60], known[name])
+    field = "class_label" if name == "class" else name
+    both: list[dict[str, Any]] = [{field: value} for value in values]
+    first, second = (replace(session.state.cohort, **one) for one in both)
+    return replace(session.state, cohort=first, against=second, selected=None)
+
+
 def _two_classes(classes: tuple[str, ...]) -> tuple[str, str]:
     """The outcome that came to pass, and the one that did not; the first two of several."""
     known = [name for name in classes if name != "all"]
@@ -181,6 +199,7 @@ ACTIONS: Final[Mapping[str, Callable[[Session, Told], State]]] = {
     "select": _select,
     "keep": _keep,
     "compare": _compare,
+    "pair": _pair,
     "save": _save,
     "load": _load,
     "forget": _forget,

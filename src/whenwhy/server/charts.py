@@ -39,6 +39,7 @@ def chart(height: int, left: int = LEFT, **options: Any) -> figure:
         height=height,
         sizing_mode="stretch_width",
         toolbar_location=None,
+        title=None,
         tools=options.pop("tools", ""),
         x_range=options.pop("x_range", None) or Range1d(start=0, end=1),
         y_range=options.pop("y_range", None) or Range1d(start=0, end=1),
@@ -46,9 +47,10 @@ def chart(height: int, left: int = LEFT, **options: Any) -> figure:
         min_border_right=RIGHT,
         **options,
     )
+    policy = NoOverlap(min_distance=6)
     for axis in plot.axis:
         # Views change its ticks and never the ticker: a new model makes Bokeh go through the whole document.
-        axis.ticker, axis.major_label_policy = FixedTicker(ticks=[]), NoOverlap(min_distance=6)
+        axis.ticker, axis.major_label_policy = FixedTicker(ticks=[]), policy
     return plot
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
@@ -14,6 +15,12 @@ from whenwhy.server.answers import Question, question
 from whenwhy.server.cohort import NEEDS_ROWS, Condition, condition_of
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.store.open import Role
+
+#: Strata that the model's answer makes.
+OF_PREDICTIONS: Final = ("correct", "predicted")
+
+#: The strata that should not matter to a model, and matter where it learned a shortcut.
+SITE: Final = "site"
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,12 @@ class Offered:
     time: TimeScale
     default_split: str
     default_feature: str
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of strata: sites first, then those of few values, and last those that describe a prediction."""
+        n_values = Counter(stratum.partition("=")[0] for stratum in self.strata if "=" in stratum)
+        return tuple(sorted(n_values, key=lambda kind: (kind in OF_PREDICTIONS, kind != SITE, n_values[kind], kind)))
 
     def name_of(self, code: str) -> str:
         """The description of a feature, or its code where it has none."""

@@ -208,6 +208,17 @@ def percent(share: float) -> str:
     return f"{'under 1' if 0 < share < 0.005 else format(100 * share, '.0f')} %"
 
 
+def run_words(run: Mapping[str, Any]) -> str:
+    """How a list calls a run.
+
+    Example:
+        >>> run_words({"run_id": "0a1b2c3d4e", "method": "integrated_gradients", "target": "logit", "baseline": "empty"})
+        'integrated gradients of logit, baseline empty (0a1b2c3d)'
+    """
+    method = str(run["method"]).replace("_", " ")
+    return f"{method} of {run['target']}, baseline {run['baseline']} ({run['run_id'][:8]})"
+
+
 def quantity(run: Mapping[str, Any]) -> str:
     """What the numbers of a run are, by its row of the query `runs`.
 
@@ -239,6 +250,18 @@ def quantity_in_unit(run: Mapping[str, Any]) -> str:
     """
     told = f"{quantity(run)}, in {unit_of(run)}" if run["measures"] in IN_UNITS else quantity(run)
     return told if "contribution" in told else f"{told}, not a contribution"
+
+
+def is_complete(run: Mapping[str, Any]) -> bool | None:
+    """Whether a run's contributions add up to what they explain; None: its numbers are not meant to.
+
+    Example:
+        >>> is_complete({"measures": "contribution", "residual_maximum": 1e-6, "tolerance": 1e-4})
+        True
+    """
+    if run["measures"] != "contribution" or run["residual_maximum"] is None:
+        return None
+    return bool(run["residual_maximum"] <= run["tolerance"])
 
 
 def not_a_cause(run: Mapping[str, Any]) -> str:

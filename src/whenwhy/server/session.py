@@ -20,7 +20,7 @@ from whenwhy.errors import Stopped, UserError
 from whenwhy.server.actions import acted
 from whenwhy.server.cohort import Cohort
 from whenwhy.server.export import csv_of
-from whenwhy.server.labels import NOT_A_CAUSE, class_words, feature_words, split_words, stratum_words
+from whenwhy.server.labels import NOT_A_CAUSE, class_words, feature_words, run_words, split_words, stratum_words
 from whenwhy.server.markup import notice, words
 from whenwhy.server.published import Version
 from whenwhy.server.saved_cohorts import SavedCohorts
@@ -298,17 +298,6 @@ class Session:
         # A page that was closed meanwhile has no next tick, and nobody waits for it.
         with contextlib.suppress(RuntimeError):
             self.document.add_next_tick_callback(callback)
-
-
-def run_words(run: Mapping[str, Any]) -> str:
-    """How a list calls a run.
-
-    Example:
-        >>> run_words({"run_id": "0a1b2c3d4e", "method": "integrated_gradients", "target": "logit", "baseline": "empty"})
-        'integrated gradients of logit, baseline empty (0a1b2c3d)'
-    """
-    method = str(run["method"]).replace("_", " ")
-    return f"{method} of {run['target']}, baseline {run['baseline']} ({run['run_id'][:8]})"
 
 
 def against_of(state: State) -> str:

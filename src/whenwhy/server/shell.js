@@ -136,10 +136,11 @@ window.whenwhy = (() => {
     if (!button) return
     if (button.dataset.act) {
       const {act: action, ...told} = button.dataset
-      if (action === "compare") told.with = null
+      if (action === "compare") told.with ??= null
       if (action === "select") told.condition = null
       act(action, told)
     }
+    if (button.dataset.copy) navigator.clipboard.writeText(button.dataset.copy).then(() => { button.textContent = "copied" })
     if (button.dataset.export) take(button.dataset.chart, button.dataset.export)
     if (button.id === "mode") {
       const modes = ["auto", "dark", "light"]

@@ -26,6 +26,8 @@ WORDS: Final = {
     "against_where": "condition",
     "selected": "condition",
     "other": "feature",
+    "other_run": "run",
+    "subgroups": "kind of strata",
     "order": "order",
     "opened": "part",
     "run": "run",
@@ -52,7 +54,8 @@ class State:
     """The chosen run, feature and cohorts. There is never a patient in it, so an address can be passed on.
 
     `against` is the reference that the cohort is compared with; `selected` what a brush has marked within the cohort.
-    `other` is the feature that pairs are with, `opened` holds the parts of pages that are asked for.
+    `other` is the feature that pairs are with, `other_run` the run that this one is held against, `subgroups` the kind
+    of strata whose subgroups are compared; `opened` holds the parts of pages that are asked for.
     """
 
     run: str
@@ -62,6 +65,8 @@ class State:
     against: Cohort | Literal["rest"] | None = None
     selected: Condition | None = None
     other: str | None = None
+    other_run: str | None = None
+    subgroups: str | None = None
     order: str = "size"
     opened: frozenset[str] = frozenset()
     min_patients: int = MIN_PATIENTS
@@ -139,6 +144,10 @@ class State:
             told.append(("selected", self.selected.text))
         if self.other is not None:
             told.append(("other", self.other))
+        if self.other_run is not None:
+            told.append(("other_run", self.other_run))
+        if self.subgroups is not None:
+            told.append(("subgroups", self.subgroups))
         if self.order != "size":
             told.append(("order", self.order))
         told += [("opened", part) for part in sorted(self.opened)]
@@ -191,6 +200,8 @@ def state_from_address(
         "stratum": offered.strata,
         "feature": tuple(offered.features),
         "other": tuple(offered.features),
+        "other_run": tuple(choices.runs),
+        "subgroups": offered.kinds,
         "order": tuple(ORDERS),
     }
 
@@ -240,6 +251,8 @@ def state_from_address(
         against=reference(),
         selected=next(iter(conditions("selected")), None),
         other=chosen("other", state.feature) if "other" in last else None,
+        other_run=chosen("other_run", state.run) if "other_run" in last else None,
+        subgroups=chosen("subgroups", offered.kinds[0]) if "subgroups" in last and offered.kinds else None,
         order=chosen("order", state.order),
         opened=frozenset(given.get("opened", ())) & PARTS,
     )

@@ -1,10 +1,35 @@
 """A state flows in, the parts of a page that show it flow out: one view a file."""
 
 from whenwhy.server.views.about import About
+from whenwhy.server.views.agreement import Agreement
 from whenwhy.server.views.at_risk import AtRisk
+from whenwhy.server.views.completeness import Completeness
+from whenwhy.server.views.course_difference import CourseDifference
+from whenwhy.server.views.data_quality import DataQuality
+from whenwhy.server.views.differences import Differences
 from whenwhy.server.views.heat_map import HeatMap
+from whenwhy.server.views.leaks import Leaks
+from whenwhy.server.views.pairing import Pairing
+from whenwhy.server.views.provenance import Provenance
 from whenwhy.server.views.ranking import Ranking
+from whenwhy.server.views.subgroups import Subgroups
 from whenwhy.server.views.timeline import Timeline
 from whenwhy.server.views.value_effect import ValueEffect
 
-__all__ = ["About", "AtRisk", "HeatMap", "Ranking", "Timeline", "ValueEffect"]
+__all__ = [
+    "About",
+    "Agreement",
+    "AtRisk",
+    "Completeness",
+    "CourseDifference",
+    "DataQuality",
+    "Differences",
+    "HeatMap",
+    "Leaks",
+    "Pairing",
+    "Provenance",
+    "Ranking",
+    "Subgroups",
+    "Timeline",
+    "ValueEffect",
+]

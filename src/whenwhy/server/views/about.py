@@ -17,6 +17,7 @@ from whenwhy.server.labels import (
     capitalised,
     class_words,
     counted,
+    is_complete,
     percent,
     quantity_in_unit,
     split_words,
@@ -167,8 +168,9 @@ def _auroc(run: Mapping[str, Any]) -> str:
 
 def _complete(run: Mapping[str, Any]) -> str:
     """The badge: whether contributions add up to what they explain."""
-    over, told = run["n_over_tolerance"], run["measures"] == "contribution"
-    if not told or over is None:
+    complete, over = is_complete(run), run["n_over_tolerance"]
+    if complete is None:
         return '<a href="/quality" data-page="quality">completeness not measured</a>'
-    said = "complete" if not over else f"{over:,} predictions incomplete"
-    return f'<a href="/quality" data-page="quality">{"✓" if not over else "!"} {said}</a>'
+    # How many are incomplete is told to analysts alone.
+    said = "complete" if complete else f"{'some' if over is None else format(over, ',')} predictions incomplete"
+    return f'<a href="/quality" data-page="quality">{"✓" if complete else "!"} {said}</a>'

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from bokeh.core.properties import value
@@ -20,51 +20,67 @@ from whenwhy.server.labels import compact
 from whenwhy.server.state import State
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.server.view import Tables, Texts
+from whenwhy.server.views.timeline import WHO
+
+#: What strips of two cohorts are there for.
+OTHERS: Final = (
+    "A strip counts the patients whose history reaches back so far; its bars are shares of its fullest bin. Where the two "
+    "fall off differently, earlier bins compare other patients than the last."
+)
+
+#: The colour of bars, and what the axis calls a strip.
+FILLS: Final = {"cohort": "#c9d8e8", "reference": "#eadbbd"}
+STRIPS: Final = {"cohort": "at risk:\nthe cohort", "reference": "its\nreference"}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The rows of number_at_risk that have a bin, those of who is marked, and whether there is any time to stand under."""
+    """The rows of number_at_risk that have a bin, of the cohort and of a reference that has a strip of its own, those of
+    who is marked, and whether there is any time to stand under.
+    """
 
     state: State
     scale: TimeScale
-    rows: list[Mapping[str, Any]]
+    strips: Mapping[str, list[Mapping[str, Any]]]
     marked: list[Mapping[str, Any]]
     is_timed: bool
 
+    def base(self, who: str) -> int:
+        """Where a strip stands: the cohort's at the top."""
+        return len(self.strips) - 1 - list(self.strips).index(who)
+
 
 class AtRisk:
-    """The number of patients whose history reaches back to each bin."""
+    """The number of patients whose history reaches back to each bin; with a reference, of both, one above the other."""
 
     name = "at_risk"
 
-    def __init__(self, choices: Choices, frame: TimeFrame) -> None:
-        self._choices = choices
+    def __init__(self, choices: Choices, frame: TimeFrame, with_reference: bool = False) -> None:
+        self._choices, self._with_reference = choices, with_reference
         self.source = empty(*COLUMNS)
         self.source.name = "at_risk_counts"
-        self.marked = empty("x", "share")
+        self.marked = empty("x", "top", "bottom")
         self.hidden = empty("x", "y", "time")
         self._plot = frame.chart(58, min_border_top=2, min_border_bottom=2)
         self._plot.y_range.update(start=0, end=1)
         self._plot.xaxis.visible = False
         self._plot.grid.visible = False
-        self._plot.yaxis.ticker = FixedTicker(ticks=[0.5])
-        self._plot.yaxis.major_label_overrides = {0.5: "patients\nat risk"}
+        self._plot.yaxis.ticker = self._ticker = FixedTicker(ticks=[0.5])
         self._plot.outline_line_color = None
         missing = grey_cells(self._plot, self.hidden)
         shares = draw(
             self._plot,
             self.source,
-            VBar(x="x", top="share", bottom=0, width=0.96, line_color=None, fill_color="#c9d8e8", fill_alpha="alpha"),
+            VBar(x="x", top="top", bottom="bottom", width=0.96, line_color=None, fill_color="fill", fill_alpha="alpha"),
         )
         draw(
             self._plot,
             self.marked,
-            VBar(x="x", top="share", bottom=0, width=0.5, line_color=None, fill_color="#e08a3c"),
+            VBar(x="x", top="top", bottom="bottom", width=0.5, line_color=None, fill_color="#e08a3c"),
         )
         counts = Text(
             x="x",
-            y=0.5,
+            y="middle",
             text="label",
             text_align="center",
             text_baseline="middle",
@@ -77,6 +93,7 @@ class AtRisk:
             tooltip(
                 [shares],
                 [
+                    ("of", "@who"),
                     ("time", "@time"),
                     ("patients at risk", "@n_patients{0,0}"),
                     ("predictions at risk", "@n_predictions{0,0}"),
@@ -102,11 +119,13 @@ class AtRisk:
         return {"at_risk": self._plot}
 
     def questions(self, state: State) -> Mapping[str, Question]:
-        """The counts of the cohort, and of who is marked in it; whether the feature has a time."""
+        """The counts of the cohort, its reference and who is marked; whether the feature has a time."""
         asked = {
             "counts": question("number_at_risk", **state.of()),
             "cells": asked_of(state)["cohort"],
         }
+        if self._with_reference and state.reference is not None:
+            asked["reference"] = question("number_at_risk", **state.of(state.reference))
         if state.selected_cohort is not None:
             asked["marked"] = question("number_at_risk", **state.of(state.selected_cohort))
         return asked
@@ -119,49 +138,85 @@ class AtRisk:
         """The counts that have a bin."""
         scale = self._choices.offered[state.run].time
         is_timed = bool(FeatureCells.of(tables["cells"]).course)
+        strips = {
+            who: _with_bin(tables[name])
+            for who, name in (("cohort", "counts"), ("reference", "reference"))
+            if name in tables
+        }
         marked = _with_bin(tables["marked"]) if "marked" in tables else []
-        return Counts(state, scale, _with_bin(tables["counts"]), marked, is_timed)
+        return Counts(state, scale, strips, marked, is_timed)
 
     def put(self, data: Counts) -> Texts:
-        """No words; the counts follow."""
+        """The counts follow; of two strips, what it means that they fall off."""
         self.source.data = columns(data)
-        most = max((row["n_patients"] for row in data.rows), default=1)
+        most, base = fullest(data.strips["cohort"]), data.base("cohort")
         self.marked.data = {
             "x": [-row["time_bin"] - 0.5 for row in data.marked],
-            "share": [min(1.0, row["n_patients"] / most) for row in data.marked],
+            "top": [base + min(1.0, row["n_patients"] / most) for row in data.marked],
+            "bottom": [base for _ in data.marked],
         }
-        there = {row["time_bin"] for row in data.rows}
-        gone = [time_bin for time_bin in range(data.scale.n_bins) if time_bin not in there]
+        there = {(who, row["time_bin"]) for who, rows in data.strips.items() for row in rows}
+        gone = [
+            (data.base(who), time_bin)
+            for who in data.strips
+            for time_bin in range(data.scale.n_bins)
+            if (who, time_bin) not in there
+        ]
         self.hidden.data = {
-            "x": [-b - 0.5 for b in gone],
-            "y": [0.5 for _ in gone],
-            "time": [data.scale.words(b) for b in gone],
+            "x": [-time_bin - 0.5 for _, time_bin in gone],
+            "y": [base + 0.5 for base, _ in gone],
+            "time": [data.scale.words(time_bin) for _, time_bin in gone],
         }
+        n = len(data.strips)
+        self._plot.y_range.update(end=n)
+        self._plot.height = 12 + 46 * n
+        self._ticker.ticks = [i + 0.5 for i in range(n)]
+        self._plot.yaxis.major_label_overrides = (
+            {0.5: "patients\nat risk"} if n == 1 else {data.base(who) + 0.5: STRIPS[who] for who in data.strips}
+        )
         self._plot.visible = data.is_timed
-        return {}
+        return {"at_risk_words": f'<p class="quiet">{OTHERS}</p>'} if n > 1 and data.is_timed else {}
+
+
+COLUMNS = (
+    *("x", "time_bin", "n_patients", "n_predictions", "top", "bottom", "middle", "fill", "alpha", "label", "time"),
+    "who",
+)
+
+
+def fullest(rows: Sequence[Mapping[str, Any]]) -> int:
+    """The patients of the fullest bin; 1 where there is none.
+
+    Example:
+        >>> fullest([{"n_patients": 30}, {"n_patients": 20}]), fullest([])
+        (30, 1)
+    """
+    return max((row["n_patients"] for row in rows), default=1)
 
 
 def _with_bin(table: pa.Table) -> list[Mapping[str, Any]]:
     return [row for row in table.to_pylist() if row["time_bin"] is not None]
 
 
-COLUMNS = ("x", "time_bin", "n_patients", "n_predictions", "share", "alpha", "label", "time")
-
-
 def columns(data: Counts) -> Columns:
-    """The counts at their places; a bar's height is the share of the fullest bin."""
-    rows, selected = data.rows, data.state.selected
-    most = max((row["n_patients"] for row in rows), default=1)
+    """The counts at their places; a bar's height is the share of its strip's fullest bin."""
+    selected = data.state.selected
+    each = [(who, row, data.base(who)) for who, rows in data.strips.items() for row in rows]
+    rows = [row for _, row, _ in each]
     return {
         "x": [-row["time_bin"] - 0.5 for row in rows],
         "time_bin": [row["time_bin"] for row in rows],
         "n_patients": [row["n_patients"] for row in rows],
         "n_predictions": [row["n_predictions"] for row in rows],
-        "share": [row["n_patients"] / most for row in rows],
+        "top": [base + row["n_patients"] / fullest(data.strips[who]) for who, row, base in each],
+        "bottom": [base for _, _, base in each],
+        "middle": [base + 0.5 for _, _, base in each],
+        "fill": [FILLS[who] for who, _, _ in each],
         "alpha": [
             1.0 if selected is None or selected.holds(data.state.feature, None, row["low_hours"]) else FADED
             for row in rows
         ],
         "label": [compact(row["n_patients"]) for row in rows],
         "time": [data.scale.words(row["time_bin"]) for row in rows],
+        "who": [WHO[who] for who, _, _ in each],
     }

@@ -86,7 +86,7 @@ class _Panel:
 
     def __init__(self, name: str, frame: TimeFrame, height: int) -> None:
         self.name, self.column = name, PANELS[name]
-        self.shown = ColumnDataSource({column: [] for column in SHOWN}, name=f"heat_map_{name}")
+        self.shown = ColumnDataSource({column: [] for column in SHOWN}, name=f"heat_map_{name}_cells")
         self.hidden = ColumnDataSource({column: [] for column in HIDDEN}, name=f"heat_map_{name}_hidden")
         self.mapper = LinearColorMapper(palette=PALETTE, low=-1.0, high=1.0, name=f"heat_map_{name}_colors")
         self.plot = frame.chart(height, min_border_top=ABOVE, min_border_bottom=BELOW)
@@ -142,7 +142,7 @@ class _Panel:
         self.mapper.update(low=-limit, high=limit)
         self.shown.data = shown_columns(data, cells, self.column)
         self.hidden.data = hidden_columns(data, cells)
-        title = "difference of the means" if self.name == "difference" else "mean"
+        title = "difference" if self.name == "difference" else "mean"
         self.bar.title = f"{unit} per event ({title})"
         self.plot.height = ABOVE + BELOW + show_values(self.plot, labels, data.values, name)
 
@@ -221,8 +221,10 @@ class HeatMap:
             "heat_map_heading": heading_of(data, self._choices),
             "heat_map_words": words(sentence) if sentence else legend(self._can_mark),
             "heat_map_cohort": of(state.cohort) if data.cells["cohort"] else "",
-            "heat_map_reference": of(state.reference),
-            "heat_map_difference": "<h3>the first minus the second</h3>" if "difference" in data.cells else "",
+            "heat_map_reference": of(state.reference) if data.cells["cohort"] else "",
+            "heat_map_difference": "<h3>the first minus the second</h3>"
+            if data.cells["cohort"] and "difference" in data.cells
+            else "",
             "heat_map_table": "" if sentence else _table(data, labels, run),
         }
 
@@ -341,14 +343,23 @@ def hidden_columns(data: Cells, cells: Sequence[Mapping[str, Any]]) -> Columns:
     }
 
 
+#: What the table of a panel holds.
+CAPTIONS: Final = {"cohort": "Mean", "reference": "Mean of the reference", "difference": "The first minus the second"}
+
+
 def _table(data: Cells, labels: list[str], run: Mapping[str, Any]) -> str:
-    """The cohort's numbers: a row a range of values, a column a bin of time, the prediction at the right."""
-    mean = {(cell["feature_value_id"], cell["time_bin"]): cell["mean_per_event"] for cell in data.cells["cohort"]}
+    """The panels' numbers: a row a range of values, a column a bin of time, the prediction at the right."""
     times = list(reversed(range(data.scale.n_bins)))
-    rows = [
-        [label, *(signed(m) if (m := mean.get((v["feature_value_id"], t), math.nan)) == m else "" for t in times)]
-        for label, v in zip(labels, data.values, strict=True)
-    ]
-    caption = f"Mean per event: {quantity_in_unit(run)}; empty where no cell may be shown. {not_a_cause(run)}"
     head = ["Value", *(data.scale.words(t) for t in times)]
-    return in_details("The heat map as a table", table(caption, head, [[html.escape(c) for c in row] for row in rows]))
+    tables = []
+    for name, cells in data.cells.items():
+        mean = {(cell["feature_value_id"], cell["time_bin"]): cell[PANELS[name]] for cell in cells}
+        rows = [
+            [label, *(signed(m) if (m := mean.get((v["feature_value_id"], t), math.nan)) == m else "" for t in times)]
+            for label, v in zip(labels, data.values, strict=True)
+        ]
+        caption = (
+            f"{CAPTIONS[name]} per event: {quantity_in_unit(run)}; empty where no cell may be shown. {not_a_cause(run)}"
+        )
+        tables.append(table(caption, head, [[html.escape(cell) for cell in row] for row in rows]))
+    return in_details("The heat map as a table", "".join(tables))
