@@ -276,6 +276,8 @@ def test_bad_names_get_the_nearest(small_run: SmallRun, tmp_path: Path, whenwhy:
         (("sql", run.store, "select 1; select 2"), "one SELECT"),
         (("sql", run.meds, "select 1"), "is no store"),
         (("serve", run.meds), "is no store"),
+        (("serve", run.store, "--model", run.model), "--model and --sequences go together"),
+        (("serve", run.store, "--model", run.sequences, "--sequences", run.sequences), "that `whenwhy train` wrote"),
         (("info", tmp_path / "none"), "does not exist"),
         (("frobnicate",), "frobnicate"),
         (("train", run.sequences), "--out"),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +33,7 @@ from bokeh.models import ColumnDataSource, UIElement
 from bokeh.server.callbacks import NextTickCallback
 
 from conftest import SmallRun
+from whenwhy.attribution.what_if import Served
 from whenwhy.errors import UserError
 from whenwhy.server import serve
 from whenwhy.server.answers import OVERHEAD, Answers, Question, question
@@ -195,6 +196,7 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
                 other_run=run,
                 subgroups=offered.kinds[-1],
                 order="variance",
+                color="score",
                 opened=frozenset({"pairs"}),
                 min_patients=30,
             )
@@ -207,6 +209,7 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
         ("feature", "labb", "There is no feature 'labb': did you mean 'lab'? The page shows its default instead."),
         ("class", "maybe", "There is no class 'maybe'"),
         ("order", "alphabet", "There is no order 'alphabet'"),
+        ("color", "age", "There is no colour 'age'"),
         ("against_class", "maybe", "There is no class 'maybe'"),
         ("where", "where:score > 0", "Conditions of one's own need the rows of patients"),
         ("where", "recorded:lab", "Conditions of one's own need the rows of patients"),
@@ -498,12 +501,21 @@ class Answering:
 
 
 @contextmanager
-def session_of(store: Path, view: Any, role: Role = "viewer") -> Iterator[Session]:
+def session_at(
+    store: Path, role: Role = "viewer", saved: Path | None = None, served: Mapping[str, Served] | None = None
+) -> Iterator[Session]:
+    """A session of somebody in a role, who has not begun."""
     with ThreadPoolExecutor(2) as pool:
         published = Published(store, pool)
         version = published.begin(User("somebody", role), "overview")
         newer = partial(published.newer_than, version)
-        session = Session(Document(), version, pool, {}, SavedCohorts(store), "somebody", newer)
+        yield Session(Document(), version, pool, {}, SavedCohorts(saved or store), "somebody", newer, served)
+
+
+@contextmanager
+def session_of(store: Path, view: Any, role: Role = "viewer") -> Iterator[Session]:
+    """A session of one view."""
+    with session_at(store, role) as session:
         session.begin([view])
         yield session
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,12 +18,19 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, Route, WebSocket, sync_playwright
 
+from whenwhy.store.open import Role
+
 SERVE = """
-import sys
+import json, sys
 from pathlib import Path
 from whenwhy.server import Entrance, serve
-users = Path(sys.argv[2]) if sys.argv[2:] else None
-serve(Path(sys.argv[1]), port=0, entrance=Entrance(users=users), on_ready=lambda url: print(url, flush=True))
+told = json.loads(sys.argv[1])
+path = {name: Path(text) for name, text in told.items() if name != "role" and text}
+entrance = Entrance(role=told["role"], users=path.get("users"))
+serve(
+    path["store"], port=0, entrance=entrance, model=path.get("model"), sequences=path.get("sequences"),
+    on_ready=lambda url: print(url, flush=True),
+)
 """
 
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb")
@@ -42,11 +50,22 @@ SOURCES = """() => {
 
 
 @contextmanager
-def served(store: Path, log: Path, *users: Path) -> Iterator[str]:
-    """The address of a server of its own, where a file of users may log in; it must end cleanly when told to."""
+def served(
+    store: Path,
+    log: Path,
+    role: Role | None = None,
+    model: Path | None = None,
+    sequences: Path | None = None,
+    users: Path | None = None,
+) -> Iterator[str]:
+    """The address of a server of its own, that of an analyst with a token; it must end cleanly when told to."""
+    told = {"store": store, "role": role, "model": model, "sequences": sequences, "users": users}
     with log.open("w") as errors:
         server = subprocess.Popen(
-            [sys.executable, "-c", SERVE, *map(str, (store, *users))], stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, "-c", SERVE, json.dumps(told, default=str)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         )
         try:
             assert server.stdout is not None
@@ -166,6 +185,9 @@ def opened(launched: Browser, url: str, width: int = 1280, height: int = 900) ->
         viewport={"width": width, "height": height}, reduced_motion="reduce", timezone_id="UTC", locale="en-GB"
     )
     page = context.new_page()
+    if "token=" in url:  # it leads in once, and the cookie stays
+        context.request.get(url)
+        url = url.partition("/enter")[0]
     watched = Opened(page, url)
     here = urlsplit(url).netloc
 

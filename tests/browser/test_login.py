@@ -55,7 +55,7 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(small_run: SmallRun, users: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server where people log in."""
-    with served(small_run.store, tmp_path_factory.mktemp("server") / "log.txt", users) as address:
+    with served(small_run.store, tmp_path_factory.mktemp("server") / "log.txt", users=users) as address:
         yield address
 
 

@@ -118,7 +118,7 @@ class Served:
         Raises:
             UserError: no such directories, or the store's run is of another model or other feature values.
 
-        Example: `Served.open(Path("model"), Path("sequences"), store.sql("from runs").to_pylist()[0])`
+        Example: `Served.open(Path("model"), Path("sequences"), store.runs()[0])`
         """
         sequences = StageDirectory.open(sequences_path, "prepare").require_complete()
         if vocabulary_sha256(sequences) != run["vocabulary_sha256"]:

@@ -84,7 +84,13 @@ def names_of(text: str) -> tuple[str, ...]:
 
 
 def serve_store(
-    store: Path, port: int, address: str, access_log: Path | None = None, entrance: Entrance | None = None
+    store: Path,
+    port: int,
+    address: str,
+    access_log: Path | None = None,
+    entrance: Entrance | None = None,
+    model: Path | None = None,
+    sequences: Path | None = None,
 ) -> None:
     """The dashboard, until it is stopped."""
     from whenwhy.server import serve
@@ -95,5 +101,7 @@ def serve_store(
         address=address,
         entrance=entrance,
         access_log=access_log,
+        model=model,
+        sequences=sequences,
         on_ready=lambda url: out.print(f"The dashboard is at {url} (stop it by Ctrl-C).", soft_wrap=True),
     )

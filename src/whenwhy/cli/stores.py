@@ -173,8 +173,19 @@ def serve_command(
         bool, typer.Option("--allow-plain-http", help="Let passwords travel over a network unencrypted.")
     ] = False,
     access_log: AccessLogFile = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            parser=location, help="The model that was attributed; analysts then ask what if.", metavar="MODEL"
+        ),
+    ] = None,
+    sequences: Annotated[
+        Path | None, typer.Option(parser=location, help="The sequences that --model reads.", metavar="SEQ")
+    ] = None,
 ) -> None:
     """The dashboard of a store: to viewers on this machine, or to whom the options name."""
+    if (model is None) != (sequences is None):
+        raise UserError("--model and --sequences go together: give both, or neither.")
     from whenwhy.server import Entrance
 
     entrance = Entrance(
@@ -189,7 +200,7 @@ def serve_command(
         allow_anyone=allow_anyone,
         allow_plain_http=allow_plain_http,
     )
-    serve_store(store, port, address, access_log, entrance)
+    serve_store(store, port, address, access_log, entrance, model, sequences)
 
 
 @app.command("report")

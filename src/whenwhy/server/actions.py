@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from whenwhy.errors import UserError, unknown_name
-from whenwhy.server.cohort import Cohort
-from whenwhy.server.state import ORDERS, PARTS, State, default_state
+from whenwhy.server import patient
+from whenwhy.server.cohort import Cohort, members_sql
+from whenwhy.server.state import COLORS, ORDERS, PARTS, State, default_state
 
 if TYPE_CHECKING:
     from whenwhy.server.session import Session
@@ -41,6 +43,7 @@ def _choose(session: Session, told: Told) -> State:
         "order": ORDERS,
         "subgroups": offered.kinds,
         "other_run": session.version.choices.runs,
+        "color": COLORS,
         "run": session.version.choices.runs,
     }
     if name not in known:
@@ -191,6 +194,34 @@ def _open(session: Session, told: Told) -> State:
     return replace(state, opened=state.opened | {part} if told["is_open"] else state.opened - {part})
 
 
+def _lasso(session: Session, told: Told) -> State:
+    """What a line was drawn around: the predictions get a name, since an address may not have them."""
+    members = {(int(subject), int(microseconds)) for subject, microseconds in told["members"]}
+    if not session.version.choices.has_rows:
+        raise UserError(patient.FOR_ANALYSTS)
+    if not members:
+        return replace(session.state, selected=None)
+    sql = members_sql(members)
+    # The same predictions have the same name, whoever draws around them.
+    name = f"lasso {hashlib.sha256(sql.encode()).hexdigest()[:8]}"
+    session.saved.save_sql(name, sql, session.user)
+    return replace(session.state, selected=session.condition(f"saved:{name}", session.state.run))
+
+
+def _of_patient(
+    follow: Callable[[patient.Chosen, Told], patient.Chosen],
+) -> Callable[[Session, Told], State]:
+    """An action on what the session looks at of single patients; the state stays."""
+
+    def act(session: Session, told: Told) -> State:
+        if not session.version.choices.has_rows:
+            raise UserError(patient.FOR_ANALYSTS)
+        session.look(follow(session.chosen, told))
+        return session.state
+
+    return act
+
+
 ACTIONS: Final[Mapping[str, Callable[[Session, Told], State]]] = {
     "choose": _choose,
     "add": _add,
@@ -204,4 +235,9 @@ ACTIONS: Final[Mapping[str, Callable[[Session, Told], State]]] = {
     "load": _load,
     "forget": _forget,
     "open": _open,
+    "lasso": _lasso,
+    "patient": _of_patient(patient.looked),
+    "list": _of_patient(patient.listed),
+    "change": _of_patient(patient.changed),
+    "undo": _of_patient(patient.undone),
 }

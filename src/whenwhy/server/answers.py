@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 
 from whenwhy.store import Store
 from whenwhy.store.stop import Stop
+
+Found = TypeVar("Found")
 
 #: So many bytes of recent answers are kept; the largest is some hundred kilobytes.
 KEPT_BYTES: Final = 256 * 2**20
@@ -48,18 +52,31 @@ class _Asked:
 class Answers:
     """The answers of one published version to one role. Neither ever changes, so all sessions share them.
 
-    Tables cannot be changed, so several may hold one. All but `now` belongs to the event loop's thread.
+    Tables cannot be changed, so several may hold one. All but `now` and `once` belongs to the event loop's thread.
     """
 
     def __init__(self, store: Store, pool: Executor) -> None:
         self.store, self._pool = store, pool
         self._kept: OrderedDict[Question, pa.Table] = OrderedDict()
         self._bytes = 0
+        self._once: dict[Question, Any] = {}
+        self._once_lock = threading.Lock()
         self._asked: dict[Question, _Asked] = {}
 
     def now(self, asked: Question) -> pa.Table:
         """The answer, waited for by the thread that calls."""
         return self.store.ask(asked.query, **dict(asked.arguments))
+
+    def once(self, asked: Question, follow: Callable[[], Found]) -> Found:
+        """What follows from an answer, made by the first thread that wants it and kept for all sessions.
+
+        Others wait meanwhile, so it is for what is small and takes about a second. A fault is not kept.
+        """
+        with self._once_lock:
+            if asked not in self._once:
+                self._once[asked] = follow()
+            found: Found = self._once[asked]
+            return found
 
     async def answer(self, asked: Question) -> pa.Table:
         """The answer. Once nobody waits for it any more, the store is interrupted."""

@@ -119,6 +119,13 @@ def brushed(plot: figure, brush: Callable[[float, float, float, float], None], d
     plot.on_event(Tap, tapped)
 
 
+def label_axis(axis: Any, ticks: Mapping[float, str], name: str) -> None:
+    """Nothing; an axis of a `chart` has this name, and these labels at their places."""
+    # In order: labels that stand too close are left out by their neighbours in the list.
+    axis[0].ticker.update(ticks=sorted(ticks))
+    axis.update(major_label_overrides=dict(ticks), axis_label=name)
+
+
 class TimeFrame:
     """What charts of time above each other share: their range, and the borders that keep them aligned."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
@@ -26,6 +26,9 @@ from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.server.session import WENT_WRONG, Session
 from whenwhy.server.view import View
 from whenwhy.shipped import shipped
+
+if TYPE_CHECKING:
+    from whenwhy.attribution.what_if import Served
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ def application(
     published: Published,
     pool: Executor,
     saved: SavedCohorts,
+    served: Mapping[str, Served] | None = None,
     logs_out: bool = False,
 ) -> Application:
     """A page as Bokeh serves it: one session for each time that it is opened.
@@ -91,6 +95,7 @@ def application(
         published: the store's versions.
         pool: where sessions ask.
         saved: cohorts by name.
+        served: the models of runs, so that people may ask what if.
         logs_out: whether there is a page /logout.
     """
     folder = shipped("dashboards")
@@ -108,7 +113,7 @@ def application(
             version = published.begin(user, page.name)
             document.on_session_destroyed(lambda _: published.end(version))
             newer = partial(published.newer_than, version)
-            session = Session(document, version, pool, _address(document), saved, user.name, newer)
+            session = Session(document, version, pool, _address(document), saved, user.name, newer, served)
             views = page.views(session)
             for roots in (session.roots, *(view.charts for view in views)):
                 for name, root in roots.items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -19,6 +20,8 @@ from whenwhy.store import Store
 from whenwhy.store.access_log import ACCESS_LOG_FILE, AccessLog
 from whenwhy.store.open import Role
 from whenwhy.store.publish import ROWS_FILE, current_version
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class Asked:
             table = self._answers.now(asked)
             line["rows"] = table.num_rows
         return table
+
+    def once(self, asked: Question, follow: Callable[[], Found]) -> Found:
+        """What follows from an answer, made once for all."""
+        return self._answers.once(asked, follow)
 
     async def answer(self, asked: Question) -> pa.Table:
         """The answer; written down also where somebody has asked the same before."""
@@ -97,6 +104,11 @@ class Published:
         """
         with self._lock:
             self._current(role)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The rows of the table `runs` of the version that CURRENT names."""
+        with self._lock:
+            return self._current("viewer").store.runs()
 
     def begin(self, user: User, page: str) -> Version:
         """The version that CURRENT names, for a session that is told to `end`.

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bokeh.resources import Resources
 from bokeh.server.server import BaseServer
@@ -23,6 +23,10 @@ from whenwhy.server.listening import listen
 from whenwhy.server.pages import application, pages
 from whenwhy.server.published import Published
 from whenwhy.server.saved_cohorts import SavedCohorts
+from whenwhy.server.served import served_of
+
+if TYPE_CHECKING:
+    from whenwhy.models.foreign.named import ForeignSource
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,8 @@ def serve(
     address: str = "127.0.0.1",
     entrance: Entrance | None = None,
     access_log: Path | None = None,
+    model: Path | ForeignSource | None = None,
+    sequences: Path | None = None,
     on_ready: Callable[[str], None],
 ) -> None:
     """Nothing; pages of the store are served until SIGINT or SIGTERM.
@@ -69,10 +75,12 @@ def serve(
         address: to listen on.
         entrance: who may look; None: whoever reaches the address, which is then one of this machine alone, as a viewer.
         access_log: where what pages ask is written down; None: in the store.
+        model, sequences: of a run of the store, so that analysts see what the model says after each step, and what if.
         on_ready: called with the address for a browser once connections are accepted.
 
     Raises:
-        UserError: no store there, an address that is not safe with this entrance, or a port that is in use.
+        UserError: no store there, an address that is not safe with this entrance, a port that is in use, or a model of
+            no run.
 
     Example: `serve(Path("demo/store"), port=5006, on_ready=print)`
     """
@@ -83,6 +91,9 @@ def serve(
     published = Published(store_path, pool, access_log)
     published.require(entrance.role or "viewer")
     saved = SavedCohorts(store_path)
+    served = None
+    if model is not None and sequences is not None:
+        served = served_of(model, sequences, published.runs())
     every = pages()
     listening = listen(address, port, entrance.scheme, entrance.origins)
     try:
@@ -90,7 +101,7 @@ def serve(
         loop = IOLoop.current()
         tornado = LocalTornado(
             {
-                f"/{page.name}": application(page, every, published, pool, saved, authentication.logs_out)
+                f"/{page.name}": application(page, every, published, pool, saved, served, authentication.logs_out)
                 for page in every.values()
             },
             authentication,

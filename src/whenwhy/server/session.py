@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bokeh.document import Document, without_document_lock
 from bokeh.models import CustomJS
@@ -22,11 +22,15 @@ from whenwhy.server.cohort import Cohort
 from whenwhy.server.export import csv_of
 from whenwhy.server.labels import NOT_A_CAUSE, class_words, feature_words, run_words, split_words, stratum_words
 from whenwhy.server.markup import notice, words
+from whenwhy.server.patient import Chosen
 from whenwhy.server.published import Version
 from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.server.state import ORDERS, State, state_from_address
 from whenwhy.server.view import View
 from whenwhy.server.views.about import cohort_words
+
+if TYPE_CHECKING:
+    from whenwhy.attribution.what_if import Served
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +62,12 @@ class Session:
         saved: SavedCohorts,
         user: str,
         is_newer: Callable[[], bool],
+        served: Mapping[str, Served] | None = None,
     ) -> None:
         self.document, self.version, self.saved, self.user = document, version, saved, user
+        self.served = served or {}
+        #: The patient that is looked at: here alone, so that no address and no link has one.
+        self.chosen = Chosen()
         self.state, self._wrong = state_from_address(address, version.choices, self.condition)
         self._pool, self._is_newer = pool, is_newer
         self._views: Sequence[View] = ()
@@ -133,7 +141,7 @@ class Session:
                 self._tell(found=self._search(str(told["text"])))
             else:
                 self.show(acted(self, action, told))
-        except (UserError, KeyError, TypeError) as error:
+        except (UserError, KeyError, TypeError, ValueError) as error:
             self._say([str(error) if isinstance(error, UserError) else WENT_WRONG])
 
     def choose_feature(self, code: str) -> None:
@@ -148,7 +156,16 @@ class Session:
     def show(self, state: State) -> None:
         """Nothing; this is the state, and every view follows."""
         if state != self.state:
+            # Another cohort has another list, and the places of changes are those of the run's own records.
+            changes = self.chosen.changes if state.run == self.state.run else ()
+            self.chosen = replace(self.chosen, skip=0, changes=changes)
             self.state, self._wrong = state, []
+            self._load()
+
+    def look(self, chosen: Chosen) -> None:
+        """Nothing; this is what is looked at of single patients, and every view follows."""
+        if chosen != self.chosen:
+            self.chosen, self._wrong = chosen, []
             self._load()
 
     # -- from a state to what is seen --------------------------------------------------------------

@@ -29,6 +29,7 @@ WORDS: Final = {
     "other_run": "run",
     "subgroups": "kind of strata",
     "order": "order",
+    "color": "colour",
     "opened": "part",
     "run": "run",
     "min_patients": "fewest patients",
@@ -45,6 +46,9 @@ ORDERS: Final = {
     "entropy_over_values": "concentration in values",
 }
 
+#: What points may be coloured by.
+COLORS: Final = ("label", "score")
+
 #: Parts of pages that take long, and are asked for once they are opened.
 PARTS: Final = frozenset({"pairs"})
 
@@ -55,7 +59,8 @@ class State:
 
     `against` is the reference that the cohort is compared with; `selected` what a brush has marked within the cohort.
     `other` is the feature that pairs are with, `other_run` the run that this one is held against, `subgroups` the kind
-    of strata whose subgroups are compared; `opened` holds the parts of pages that are asked for.
+    of strata whose subgroups are compared, `color` what points are coloured by; `opened` holds the parts of pages that
+    are asked for.
     """
 
     run: str
@@ -68,6 +73,7 @@ class State:
     other_run: str | None = None
     subgroups: str | None = None
     order: str = "size"
+    color: str = "label"
     opened: frozenset[str] = frozenset()
     min_patients: int = MIN_PATIENTS
 
@@ -87,6 +93,15 @@ class State:
             "min_patients": self.min_patients,
         }
         return told if cohort.predicate is None else {**told, "cohort": cohort.predicate}
+
+    def of_rows(self, cohort: Cohort | None = None) -> dict[str, Any]:
+        """The same of every named query about single predictions, which knows no fewest patients.
+
+        Example:
+            >>> "min_patients" in State("r", "held_out", "hdl").of_rows()
+            False
+        """
+        return {name: value for name, value in self.of(cohort).items() if name != "min_patients"}
 
     def of_both(self) -> dict[str, Any]:
         """The arguments that every named query about two cohorts takes: the state's own, and its reference."""
@@ -150,6 +165,8 @@ class State:
             told.append(("subgroups", self.subgroups))
         if self.order != "size":
             told.append(("order", self.order))
+        if self.color != "label":
+            told.append(("color", self.color))
         told += [("opened", part) for part in sorted(self.opened)]
         if self.min_patients != MIN_PATIENTS:
             told.append(("min_patients", str(self.min_patients)))
@@ -203,6 +220,7 @@ def state_from_address(
         "other_run": tuple(choices.runs),
         "subgroups": offered.kinds,
         "order": tuple(ORDERS),
+        "color": COLORS,
     }
 
     def chosen(name: str, default: str) -> str:
@@ -254,6 +272,7 @@ def state_from_address(
         other_run=chosen("other_run", state.run) if "other_run" in last else None,
         subgroups=chosen("subgroups", offered.kinds[0]) if "subgroups" in last and offered.kinds else None,
         order=chosen("order", state.order),
+        color=chosen("color", state.color),
         opened=frozenset(given.get("opened", ())) & PARTS,
     )
     if "min_patients" in last:

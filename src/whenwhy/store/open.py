@@ -162,6 +162,10 @@ class Store:
                 f"`whenwhy info {self.path}` lists its tables and columns."
             ) from None
 
+    def runs(self) -> list[dict[str, Any]]:
+        """The rows of the table `runs`, which tell of no patient."""
+        return list(self._answer("from runs").to_pylist())
+
     def ask(self, query: str, **arguments: Any) -> pa.Table:
         """The answer of a named query.
 
