@@ -5,7 +5,7 @@ from __future__ import annotations
 from whenwhy.server.charts import TimeFrame
 from whenwhy.server.session import Session
 from whenwhy.server.view import View
-from whenwhy.server.views import About, AtRisk, HeatMap, Ranking, Timeline, ValueEffect
+from whenwhy.server.views import About, AtRisk, HeatMap, Pairs, Percentiles, Ranking, Timeline, ValueEffect
 
 
 def overview(session: Session) -> list[View]:
@@ -17,6 +17,8 @@ def overview(session: Session) -> list[View]:
         HeatMap(choices, frame, session.mark),
         AtRisk(choices, frame),
         Timeline(choices, frame, session.mark),
+        Percentiles(choices, frame),
+        Pairs(choices),
         ValueEffect(choices, session.mark),
         Ranking(choices, session.choose_feature),
     ]

@@ -177,6 +177,7 @@ def calibration(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
 def score_distribution(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
     """One prediction after the other into its bin."""
     people = truth.of_cohort(truth.predictions, asked)
+    marked = truth.of_cohort(people, asked | {"cohort": asked["marked"]}) if "marked" in asked else people[:0]
     n_bins, lowest, highest = int(asked.get("n_bins", 40)), people["score"].min(), people["score"].max()
     edges = [lowest + at * ((highest - lowest) / n_bins) for at in range(n_bins)] + [highest]
     found = []
@@ -185,6 +186,13 @@ def score_distribution(truth: Truth, asked: dict[str, Any]) -> list[dict[str, An
             last = at == n_bins - 1
             here = people[(people["score"] >= low) & ((people["score"] < high) | last) & (people["label"] == label)]
             counts = {"n_predictions": len(here), "n_patients": here["subject_id"].nunique()}
+            both = here[here["prediction_id"].isin(marked["prediction_id"])]
+            told = both["subject_id"].nunique()
+            is_told = told and enough(asked, told)
+            counts |= {
+                "n_marked_predictions": len(both) if is_told else None,
+                "n_marked_patients": told if is_told else None,
+            }
             if counts["n_patients"] and enough(asked, counts["n_patients"]):
                 found.append({"label": label, "bin": at, "low": low, "high": high} | counts)
     return found
@@ -306,6 +314,7 @@ WORKED: dict[str, tuple[Callable[[Truth, dict[str, Any]], list[dict[str, Any]]],
             {"split": TRAIN, "min_patients": 2},
             {"split": TRAIN, "class": "true", "stratum": "correct=no", "n_bins": 1},
             OWN | {"n_bins": 7, "min_patients": 1},
+            {"split": TRAIN, "n_bins": 4, "marked": "subject_id % 3 <> 1"},
         ],
     ),
     "predictions_over_time": (

@@ -208,7 +208,9 @@ def test_a_lasso_selects_whom_it_surrounds(small_run: SmallRun, tmp_path: Path) 
         assert session.state.selected.text.startswith("saved:lasso ")
         assert ((view.source.data["alpha"] == 1.0) == expected).all()
         assert f"{expected.sum():,} of them selected" in told["texts"]["projection_heading"]
-        counted = session.version.store.ask("number_at_risk", **session.state.of(session.state.selected_cohort)).to_pylist()
+        counted = session.version.store.ask(
+            "number_at_risk", **session.state.of(session.state.selected_cohort)
+        ).to_pylist()
         assert counted[-1]["n_predictions"] == expected.sum()
         again, wrong = state_from_address(
             {"selected": [session.state.selected.text]}, session.version.choices, session.condition

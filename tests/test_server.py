@@ -195,9 +195,11 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
                 other=feature,
                 other_run=run,
                 subgroups=offered.kinds[-1],
+                lag="1",
+                within=("MEASURED", "BLOOD"),
                 order="variance",
                 color="score",
-                opened=frozenset({"pairs"}),
+                opened=frozenset({"pairs", "spread"}),
                 min_patients=30,
             )
             assert state_from_address(parse_qs(state.address), choices, choices.condition) == (state, [])
@@ -210,6 +212,7 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
         ("class", "maybe", "There is no class 'maybe'"),
         ("order", "alphabet", "There is no order 'alphabet'"),
         ("color", "age", "There is no colour 'age'"),
+        ("lag", "2", "There is no lag '2'"),
         ("against_class", "maybe", "There is no class 'maybe'"),
         ("where", "where:score > 0", "Conditions of one's own need the rows of patients"),
         ("where", "recorded:lab", "Conditions of one's own need the rows of patients"),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.server import patient
 from whenwhy.server.cohort import Cohort, members_sql
-from whenwhy.server.state import COLORS, ORDERS, PARTS, State, default_state
+from whenwhy.server.outcomes import predicted_text
+from whenwhy.server.state import COLORS, LAGS, ORDERS, PARTS, State, default_state
 
 if TYPE_CHECKING:
     from whenwhy.server.session import Session
@@ -44,6 +45,7 @@ def _choose(session: Session, told: Told) -> State:
         "subgroups": offered.kinds,
         "other_run": session.version.choices.runs,
         "color": COLORS,
+        "lag": LAGS,
         "run": session.version.choices.runs,
     }
     if name not in known:
@@ -186,6 +188,35 @@ def _forget(session: Session, told: Told) -> State:
     return replace(session.state, cohort=session.state.cohort.without_condition(f"saved:{told['name']}"))
 
 
+def _narrow(session: Session, told: Told) -> State:
+    """The predictions of a class for which this class is predicted, within the stratum and conditions there are."""
+    state = session.state
+    offered = session.version.choices.offered[state.run]
+    label, predicted = str(told["class"]), str(told["predicted"])
+    for name in (label, predicted):
+        if name not in offered.classes or name == "all":
+            raise unknown_name("class", name[:60], offered.classes)
+    cohort, stratum = state.cohort.whatever_outcome, f"predicted={predicted}"
+    if cohort.stratum == "all":
+        if stratum not in offered.strata:
+            raise UserError(f"What is predicted as {predicted} has no cell that may be shown: choose another one.")
+        return replace(state, cohort=replace(cohort, class_label=label, stratum=stratum), selected=None)
+    condition = session.condition(predicted_text(predicted), state.run)
+    return replace(state, cohort=replace(cohort, class_label=label).with_condition(condition), selected=None)
+
+
+def _enter(session: Session, told: Told) -> State:
+    """A code group is gone into, or back to."""
+    state, group = session.state, str(told["group"])
+    above = state.within[: state.within.index(group)] if group in state.within else state.within
+    return replace(state, within=(*above, group))
+
+
+def _leave(session: Session, told: Told) -> State:
+    """All code groups are left."""
+    return replace(session.state, within=())
+
+
 def _open(session: Session, told: Told) -> State:
     """A part of the page that takes long is asked for, or closed."""
     part, state = str(told["part"]), session.state
@@ -240,4 +271,7 @@ ACTIONS: Final[Mapping[str, Callable[[Session, Told], State]]] = {
     "list": _of_patient(patient.listed),
     "change": _of_patient(patient.changed),
     "undo": _of_patient(patient.undone),
+    "narrow": _narrow,
+    "enter": _enter,
+    "leave": _leave,
 }

@@ -45,13 +45,15 @@ class Condition:
     hours: tuple[float, float] | None = None
 
     def holds(self, code: str, value_id: int | None, low_hours: float | None) -> bool:
-        """Whether a cell of a chart lies in it; None for what the chart does not tell.
+        """Whether a cell of a chart lies in it, as every cell does where it says nothing of features.
+
+        None stands for what the chart does not tell.
 
         Example:
             >>> condition_of("recorded:hdl@3,4@0..48").holds("hdl", 3, 24.0)
             True
         """
-        return (
+        return self.code is None or (
             code == self.code
             and (value_id is None or not self.values or value_id in self.values)
             and (low_hours is None or self.hours is None or self.hours[0] <= low_hours < self.hours[1])
@@ -80,6 +82,17 @@ class Cohort:
     def is_ready(self) -> bool:
         """Whether the store has its cells ready, so that everybody may see it."""
         return not self.conditions
+
+    @property
+    def whatever_outcome(self) -> Cohort:
+        """The same of all classes, whatever is predicted.
+
+        Example:
+            >>> Cohort("true", "correct=yes").whatever_outcome
+            Cohort(class_label='all', stratum='all', conditions=())
+        """
+        is_outcome = self.stratum.partition("=")[0] in ("predicted", "correct")
+        return replace(self, class_label="all", stratum="all" if is_outcome else self.stratum)
 
     def with_condition(self, condition: Condition) -> Cohort:
         """The same with a condition more, once.

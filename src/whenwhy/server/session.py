@@ -149,6 +149,11 @@ class Session:
         if not self._is_putting:
             self.act("choose", {"name": "feature", "value": code})
 
+    def enter_group(self, code: str) -> None:
+        """Nothing; a chart's bar of a code group was chosen."""
+        if not self._is_putting:
+            self.act("enter", {"group": code})
+
     def mark(self, condition: str) -> None:
         """Nothing; a brush was drawn over a chart."""
         self.act("select", {"condition": condition})

@@ -28,6 +28,8 @@ WORDS: Final = {
     "other": "feature",
     "other_run": "run",
     "subgroups": "kind of strata",
+    "within": "code group",
+    "lag": "lag",
     "order": "order",
     "color": "colour",
     "opened": "part",
@@ -50,7 +52,10 @@ ORDERS: Final = {
 COLORS: Final = ("label", "score")
 
 #: Parts of pages that take long, and are asked for once they are opened.
-PARTS: Final = frozenset({"pairs"})
+PARTS: Final = frozenset({"pairs", "spread"})
+
+#: How many steps before a feature its partner is recorded, and what that is called.
+LAGS: Final = {"0": "at the same step", "1": "one step earlier"}
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,9 @@ class State:
     """The chosen run, feature and cohorts. There is never a patient in it, so an address can be passed on.
 
     `against` is the reference that the cohort is compared with; `selected` what a brush has marked within the cohort.
-    `other` is the feature that pairs are with, `other_run` the run that this one is held against, `subgroups` the kind
-    of strata whose subgroups are compared, `color` what points are coloured by; `opened` holds the parts of pages that
-    are asked for.
+    `other` is the feature that pairs are with, `lag` how many steps before; `other_run` the run that this one is held
+    against, `subgroups` the kind of strata whose subgroups are compared, `within` the code groups that were entered, each
+    within the one before, `color` what points are coloured by; `opened` holds the parts of pages that are asked for.
     """
 
     run: str
@@ -72,6 +77,8 @@ class State:
     other: str | None = None
     other_run: str | None = None
     subgroups: str | None = None
+    lag: str = "0"
+    within: tuple[str, ...] = ()
     order: str = "size"
     color: str = "label"
     opened: frozenset[str] = frozenset()
@@ -163,6 +170,9 @@ class State:
             told.append(("other_run", self.other_run))
         if self.subgroups is not None:
             told.append(("subgroups", self.subgroups))
+        if self.lag != "0":
+            told.append(("lag", self.lag))
+        told += [("within", group) for group in self.within]
         if self.order != "size":
             told.append(("order", self.order))
         if self.color != "label":
@@ -221,6 +231,7 @@ def state_from_address(
         "subgroups": offered.kinds,
         "order": tuple(ORDERS),
         "color": COLORS,
+        "lag": tuple(LAGS),
     }
 
     def chosen(name: str, default: str) -> str:
@@ -271,6 +282,8 @@ def state_from_address(
         other=chosen("other", state.feature) if "other" in last else None,
         other_run=chosen("other_run", state.run) if "other_run" in last else None,
         subgroups=chosen("subgroups", offered.kinds[0]) if "subgroups" in last and offered.kinds else None,
+        lag=chosen("lag", state.lag),
+        within=tuple(given.get("within", ())),
         order=chosen("order", state.order),
         color=chosen("color", state.color),
         opened=frozenset(given.get("opened", ())) & PARTS,

@@ -60,7 +60,7 @@ KNOWN_VALUES = {
 #: Arguments that count something, that are some number, and that are a predicate over predictions.
 COUNTS, FROM_NONE = ("top", "min_patients", "n_bins", "sample"), ("lags", "skip")
 NUMBERS = ("difference", "minimum_effect", "false_discovery_rate", "spike", "measured")
-PREDICATES = ("cohort", "cohort_a", "cohort_b")
+PREDICATES = ("cohort", "cohort_a", "cohort_b", "marked")
 #: So many of them are known to be predicates without asking again.
 MOST_PREDICATES = 1000
 

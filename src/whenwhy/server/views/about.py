@@ -69,7 +69,7 @@ class About:
 
     def read(self, state: State, tables: Tables) -> Counted:
         """The counts."""
-        return Counted(state, {name: _everybody(table) for name, table in tables.items()})
+        return Counted(state, {name: everybody(table) for name, table in tables.items()})
 
     def put(self, data: Counted) -> Texts:
         """The head and the chips."""
@@ -86,10 +86,10 @@ class About:
             _complete(run),
             f"version <b>{html.escape(self._version)}</b>",
         ]
-        everybody = data.counts["everybody"]
+        whole = data.counts["everybody"]
         chips = [_chip(words) for words in cohort_words(state, state.cohort, outcome)]
         chips += [_chip(c.words, "remove", condition=c.text) for c in state.cohort.conditions]
-        chips.append(f"<li><b>{html.escape(counts(data.counts['cohort'], everybody))}</b></li>")
+        chips.append(f"<li><b>{html.escape(counts(data.counts['cohort'], whole))}</b></li>")
         reference, selected = state.reference, state.selected
         against = ""
         if reference is not None:
@@ -97,7 +97,7 @@ class About:
             against = (
                 '<ul class="chips against"><li class="label">compared with</li>'
                 + "".join(_chip(words) for words in told)
-                + f"<li><b>{html.escape(counts(data.counts['reference'], everybody))}</b>"
+                + f"<li><b>{html.escape(counts(data.counts['reference'], whole))}</b>"
                 + '<button type="button" data-act="compare" aria-label="Compare with nobody">×</button></li></ul>'
             )
         marked = ""
@@ -143,7 +143,7 @@ def counts(row: Mapping[str, Any] | None, whole: Mapping[str, Any] | None) -> st
     return f"{told} ({percent(row['n_patients'] / whole['n_patients'])})"
 
 
-def _everybody(table: pa.Table) -> Mapping[str, Any] | None:
+def everybody(table: pa.Table) -> Mapping[str, Any] | None:
     """The last row, which has no bin, if it is there."""
     rows = table.slice(max(0, table.num_rows - 1)).to_pylist()
     return rows[0] if rows and rows[0]["time_bin"] is None else None

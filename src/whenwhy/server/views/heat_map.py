@@ -291,7 +291,9 @@ def shown_columns(data: Cells, cells: Sequence[Mapping[str, Any]], column: str) 
     known = [cell for cell in cells if cell["feature_value_id"] in row]
     at = [row[cell["feature_value_id"]] for cell in known]
     marked = [
-        state.selected is not None and state.selected.holds(state.feature, cell["feature_value_id"], cell["low_hours"])
+        state.selected is not None
+        and state.selected.code is not None
+        and state.selected.holds(state.feature, cell["feature_value_id"], cell["low_hours"])
         for cell in known
     ]
     told = {
