@@ -11,6 +11,7 @@ import pytest
 
 from conftest import Command, SmallRun
 from whenwhy.errors import UserError
+from whenwhy.server.labels import signed
 from whenwhy.server.report import write_report
 from whenwhy.store import Store, open_store
 
@@ -63,6 +64,18 @@ def test_a_report_says_what_the_store_answers(report: str, store: Store) -> None
         for query in ("feature_heatmap", "feature_timeline", "value_effect"):
             for mean in store.ask(query, feature=row["code"])["mean_per_event"].to_pylist():
                 assert any(mean == pytest.approx(one, rel=1e-12) for one in means), (row["code"], query)
+
+
+def test_a_report_says_what_differs_and_what_to_know_first(report: str, store: Store) -> None:
+    """Differences of both classes, the confusion table and completeness; it says who is compared."""
+    told = html.unescape(report)
+    assert "The cohort is the outcome: true, its reference the outcome: false." in told
+    for row in store.ask("cohort_comparison", class_a="true", class_b="false").to_pylist():
+        assert signed(row["difference"]) in told
+    for row in store.ask("confusion").to_pylist():
+        assert f"{row['n_predictions']:,}" in told
+    for anchor in ("differences", "confusion", "completeness", "data_quality", "leaks"):
+        assert f'id="{anchor}"' in report
 
 
 def test_a_report_holds_no_small_count_and_names_nobody(report: str) -> None:

@@ -37,7 +37,11 @@ class Dumbbells:
     """
 
     def __init__(
-        self, name: str, words: Sequence[tuple[str, str]], choose: Callable[[str], None], more: Sequence[str] = ()
+        self,
+        name: str,
+        words: Sequence[tuple[str, str]],
+        choose: Callable[[str], None] | None,
+        more: Sequence[str] = (),
     ) -> None:
         self.source = empty("y", "first", "second", "code", *(column for _, column in words), *more)
         self.source.name = name
@@ -57,10 +61,11 @@ class Dumbbells:
         self.plot.add_tools(TapTool(renderers=points))
 
         def tapped(attribute: str, old: list[int], new: list[int]) -> None:
-            if new:
+            if new and choose is not None:
                 choose(self.source.data["code"][new[0]])
 
-        self.source.selected.on_change("indices", tapped)
+        if choose is not None:
+            self.source.selected.on_change("indices", tapped)
 
     def put(self, labels: Sequence[str], columns: Columns, axis: str) -> None:
         """Nothing; the first row stands at the top. Where a number is missing, its point is."""

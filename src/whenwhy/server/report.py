@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,10 +21,23 @@ from whenwhy.server.answers import Answers
 from whenwhy.server.charts import TimeFrame
 from whenwhy.server.choices import Choices, choices_of
 from whenwhy.server.cohort import Cohort
-from whenwhy.server.labels import NOT_A_CAUSE, capitalised, feature_words
+from whenwhy.server.labels import NOT_A_CAUSE, capitalised, class_words, feature_words
+from whenwhy.server.markup import words
 from whenwhy.server.state import State, default_state
 from whenwhy.server.view import Texts, View
-from whenwhy.server.views import About, AtRisk, HeatMap, Ranking, Timeline, ValueEffect
+from whenwhy.server.views import (
+    About,
+    AtRisk,
+    Completeness,
+    Confusion,
+    DataQuality,
+    Differences,
+    HeatMap,
+    Leaks,
+    Ranking,
+    Timeline,
+    ValueEffect,
+)
 from whenwhy.shipped import shipped
 from whenwhy.store import open_store
 
@@ -83,6 +97,7 @@ def write_report(
             chosen = _features(features, choices, state, list(ranking.source.data["code"]))
             sections = [Section("ranking", "", {**head, **first}, ("ranking",))]
             charts: dict[str, Model] = {"ranking": ranking.charts["ranking"]}
+            sections += _of_run(state, answers, choices, charts)
             for number, code in enumerate(chosen):
                 sections.append(_of_feature(number, replace(state, feature=code), answers, choices, charts))
     finally:
@@ -92,7 +107,7 @@ def write_report(
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=False, undefined=StrictUndefined
     ).get_template("report.html")
-    html = template.render(
+    page = template.render(
         title=f"{capitalised(str(choices.runs[state.run]['outcome']))} · whenwhy",
         not_a_cause=NOT_A_CAUSE,
         version=store.version.name,
@@ -103,7 +118,7 @@ def write_report(
         bokeh=Resources(mode="inline", components=["bokeh"]).render(),
     )
     try:
-        put_file(out, html.encode())
+        put_file(out, page.encode())
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): give --out another file.") from None
     return len(chosen)
@@ -140,6 +155,40 @@ def _shown(view: View, answers: Answers, state: State) -> Texts:
     return {f"{view.name}_words": "", **view.put(view.read(state, tables))}
 
 
+def _of_run(state: State, answers: Answers, choices: Choices, charts: dict[str, Model]) -> list[Section]:
+    """Which features differ between classes, how predictions come true, and what to know before believing any of it."""
+    classes = [name for name in choices.offered[state.run].classes if name != "all"]
+    parts: list[tuple[str, State, View]] = [
+        ("How often which class is predicted", state, Confusion(choices)),
+        ("Whether contributions add up", state, Completeness()),
+        ("Records", state, DataQuality(choices)),
+        ("Leaks and shortcuts", state, Leaks(choices)),
+    ]
+    if len(classes) > 1:
+        first, second = ("true", "false") if {"true", "false"} <= set(classes) else classes[:2]
+        both = replace(
+            state, cohort=replace(state.cohort, class_label=first), against=replace(state.cohort, class_label=second)
+        )
+        parts.insert(0, ("What differs between the classes", both, Differences(choices)))
+    sections = []
+    for title, of, view in parts:
+        try:
+            texts = _shown(view, answers, of)
+        except UserError as error:
+            texts = {f"{view.name}_words": words(str(error))}
+        names = tuple(name for name, chart in view.charts.items() if chart.visible and f"{view.name}_table" in texts)
+        charts.update({name: view.charts[name] for name in names})
+        told = {place: texts.get(f"{view.name}_{place}", "") for place in ("heading", "words", "table")}
+        if of.reference is not None:
+            outcome = str(choices.runs[of.run]["outcome"])
+            sides = [class_words(cohort.class_label, outcome) for cohort in (of.cohort, of.reference)]
+            told["words"] += (
+                f'<p class="quiet">{html.escape(f"The cohort is {sides[0]}, its reference {sides[1]}.")}</p>'
+            )
+        sections.append(Section(view.name, title, told, names))
+    return sections
+
+
 def _of_feature(number: int, state: State, answers: Answers, choices: Choices, charts: dict[str, Model]) -> Section:
     frame = TimeFrame()
     views: list[View] = [
@@ -156,5 +205,5 @@ def _of_feature(number: int, state: State, answers: Answers, choices: Choices, c
             if chart.visible:
                 names.append(f"{name}_{number}")
                 charts[names[-1]] = chart
-    words = feature_words(state.feature, choices.offered[state.run].name_of(state.feature))
-    return Section(f"feature-{number}", words, texts, tuple(names))
+    title = feature_words(state.feature, choices.offered[state.run].name_of(state.feature))
+    return Section(f"feature-{number}", title, texts, tuple(names))

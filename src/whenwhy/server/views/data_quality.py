@@ -47,7 +47,7 @@ class DataQuality:
 
     name = "data_quality"
 
-    def __init__(self, choices: Choices, choose: Choose) -> None:
+    def __init__(self, choices: Choices, choose: Choose | None = None) -> None:
         self._choices = choices
         told = [
             ("feature", "name"),

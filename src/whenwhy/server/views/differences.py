@@ -57,7 +57,7 @@ class Differences:
 
     name = "differences"
 
-    def __init__(self, choices: Choices, choose: Choose) -> None:
+    def __init__(self, choices: Choices, choose: Choose | None = None) -> None:
         self._choices = choices
         told = [
             ("feature", "name"),
