@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -21,7 +22,10 @@ from whenwhy.engine import Workers
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.models.training import TrainSettings, train
 from whenwhy.statistics import aggregate_cells
-from whenwhy.store import publish_store
+from whenwhy.store import Store, open_store, publish_store
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 INLINE = Workers(inline=True)
 
@@ -125,3 +129,45 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo_store(demo_folder: Path) -> Path:
     """The store that the demonstration published."""
     return demo_folder / "store"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One browser for all tests of pages."""
+    from dashboard import browser
+
+    yield from browser()
+
+
+@pytest.fixture(scope="session")
+def demo_for_viewers(demo_store: Path) -> Iterator[Store]:
+    """What a viewer of the demonstration may know."""
+    store = open_store(demo_store, "viewer")
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def demo_for_analysts(demo_store: Path) -> Iterator[Store]:
+    """What an analyst of it may know."""
+    store = open_store(demo_store, "analyst")
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def viewers_address(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the demonstration's store, for viewers."""
+    from dashboard import served
+
+    with served(demo_store, tmp_path_factory.mktemp("server") / "log.txt") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def analysts_address(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One for analysts."""
+    from dashboard import served
+
+    with served(demo_store, tmp_path_factory.mktemp("server") / "log.txt", "analyst") as address:
+        yield address

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from dashboard import Opened, browser, opened, served
+from dashboard import Opened, opened
 from playwright.sync_api import Browser
 
-from whenwhy.store import Store, open_store
+from whenwhy.store import Store
 
 pytestmark = pytest.mark.browser
 
@@ -19,24 +18,15 @@ CHARTS = ("differences", "differences_levels", "heat_map_difference", "at_risk",
 
 
 @pytest.fixture(scope="module")
-def store(demo_store: Path) -> Iterator[Store]:
-    """What a viewer may know."""
-    opened_store = open_store(demo_store, "viewer")
-    yield opened_store
-    opened_store.close()
+def store(demo_for_viewers: Store) -> Store:
+    """What viewers may know."""
+    return demo_for_viewers
 
 
 @pytest.fixture(scope="module")
-def url(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the demonstration's store."""
-    with served(demo_store, tmp_path_factory.mktemp("server") / "log.txt") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    yield from browser()
+def url(viewers_address: str) -> str:
+    """A server for viewers."""
+    return viewers_address
 
 
 def timed(store: Store) -> str:

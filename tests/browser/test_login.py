@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
-from dashboard import browser, opened, served
+from dashboard import opened, served
 from playwright.sync_api import Browser, Page
 
 from conftest import SmallRun
@@ -36,12 +36,6 @@ CONTRAST = """() => {
     return (high + 0.05) / (low + 0.05)
   }))
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    yield from browser()
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import pytest
-from dashboard import Opened, browser, opened, served
+from dashboard import Opened, opened
 from PIL import Image
 from playwright.sync_api import Browser
 
-from whenwhy.store import Store, open_store
+from whenwhy.store import Store
 
 pytestmark = pytest.mark.browser
 
@@ -25,24 +24,15 @@ SENTENCE = "contribution to this model's prediction, not a cause"
 
 
 @pytest.fixture(scope="module")
-def store(demo_store: Path) -> Iterator[Store]:
-    """What a viewer may know."""
-    opened_store = open_store(demo_store, "viewer")
-    yield opened_store
-    opened_store.close()
+def store(demo_for_viewers: Store) -> Store:
+    """What viewers may know."""
+    return demo_for_viewers
 
 
 @pytest.fixture(scope="module")
-def url(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the demonstration's store."""
-    with served(demo_store, tmp_path_factory.mktemp("server") / "log.txt") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    yield from browser()
+def url(viewers_address: str) -> str:
+    """A server for viewers."""
+    return viewers_address
 
 
 def timed(store: Store) -> str:
@@ -266,7 +256,7 @@ def test_no_small_cell_reaches_the_browser(chromium: Browser, url: str, store: S
     counts = re.compile(r'"n_patients",\s*(\[[^\]]*\])')
     seen = 0
     with opened(chromium, url) as page:
-        for cohort in store.ask("cohorts").to_pylist()[::15]:
+        for cohort in store.ask("cohorts").to_pylist()[::45]:
             chosen = {name: cohort[name] for name in ("split", "class", "stratum")}
             for feature in (timed(store), static(store)):
                 page.open(at(feature=feature, **chosen))
@@ -282,21 +272,23 @@ def test_no_small_cell_reaches_the_browser(chromium: Browser, url: str, store: S
     assert seen > 100, "the messages were read"
 
 
-@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
-def test_no_sideways_scroll(chromium: Browser, url: str, store: Store, width: int) -> None:
+def test_no_sideways_scroll(chromium: Browser, url: str, store: Store) -> None:
     """The page fits every width, with numbers and without time."""
     for feature in (timed(store), static(store)):
-        with opened(chromium, url, width, 900) as page:
+        with opened(chromium, url) as page:
             page.open(at(feature=feature))
-            assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-            for name in ("ranking", "value_effect"):
-                right = page.page.evaluate(
-                    "(n) => Bokeh.index.get_by_id(Bokeh.documents[0].get_model_by_name(n).id)"
-                    ".el.getBoundingClientRect().right",
-                    name,
-                )
-                assert right <= width
-            page.page.screenshot(path=SCREENSHOTS / f"overview-{width}.png", full_page=True)
+            for width in (390, 768, 1280, 1920):
+                page.page.set_viewport_size({"width": width, "height": 900})
+                page.picture()
+                assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+                for name in ("ranking", "value_effect"):
+                    right = page.page.evaluate(
+                        "(n) => Bokeh.index.get_by_id(Bokeh.documents[0].get_model_by_name(n).id)"
+                        ".el.getBoundingClientRect().right",
+                        name,
+                    )
+                    assert right <= width
+                page.page.screenshot(path=SCREENSHOTS / f"overview-{width}.png", full_page=True)
 
 
 def test_every_control_is_reached_by_tab_with_a_visible_focus(chromium: Browser, url: str) -> None:

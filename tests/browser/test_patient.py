@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dashboard import Opened, browser, opened, served
+from dashboard import Opened, opened, served
 from playwright.sync_api import Browser, Request
 
 from conftest import SmallRun
@@ -33,12 +33,6 @@ def url(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with served(small_run.store, log, "analyst", small_run.model, small_run.sequences) as address:
         yield address
     assert "patient" not in log.read_text()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    yield from browser()
 
 
 def rows_of(page: Opened) -> list[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from dashboard import Opened, browser, opened, served
+from dashboard import Opened, opened, served
 from playwright.sync_api import Browser
 
-from whenwhy.store import Store, open_store
+from whenwhy.store import Store
 
 pytestmark = pytest.mark.browser
 
@@ -28,24 +27,15 @@ PLACE = """([name, right, up]) => {
 
 
 @pytest.fixture(scope="module")
-def store(demo_store: Path) -> Iterator[Store]:
-    """What an analyst may know."""
-    opened_store = open_store(demo_store, "analyst")
-    yield opened_store
-    opened_store.close()
+def store(demo_for_analysts: Store) -> Store:
+    """What analysts may know."""
+    return demo_for_analysts
 
 
 @pytest.fixture(scope="module")
-def url(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the demonstration's store, for analysts."""
-    with served(demo_store, tmp_path_factory.mktemp("server") / "log.txt", "analyst") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    yield from browser()
+def url(analysts_address: str) -> str:
+    """A server for analysts."""
+    return analysts_address
 
 
 def chosen(page: Opened, name: str) -> list[str]:

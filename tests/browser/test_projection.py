@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dashboard import Opened, browser, opened, served
+from dashboard import Opened, opened, served
 from playwright.sync_api import Browser
 
 from conftest import SmallRun
@@ -33,12 +33,6 @@ def url(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with served(small_run.store, tmp_path_factory.mktemp("server") / "log.txt", "analyst") as address:
         yield address
     (small_run.store / SAVED_FILE).unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    yield from browser()
 
 
 def around(page: Opened, left: float, right: float, bottom: float, top: float) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dashboard import browser, opened, served
+from dashboard import opened
 from playwright.sync_api import Browser
 
-from whenwhy.store import Store, open_store
+from whenwhy.store import Store
 
 pytestmark = pytest.mark.browser
 
@@ -17,24 +16,15 @@ SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
 
 
 @pytest.fixture(scope="module")
-def store(demo_store: Path) -> Iterator[Store]:
-    """What a viewer may know."""
-    opened_store = open_store(demo_store, "viewer")
-    yield opened_store
-    opened_store.close()
+def store(demo_for_viewers: Store) -> Store:
+    """What viewers may know."""
+    return demo_for_viewers
 
 
 @pytest.fixture(scope="module")
-def url(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the demonstration's store."""
-    with served(demo_store, tmp_path_factory.mktemp("server") / "log.txt") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    yield from browser()
+def url(viewers_address: str) -> str:
+    """A server for viewers."""
+    return viewers_address
 
 
 def test_the_badge_leads_to_what_the_store_answers(chromium: Browser, url: str, store: Store) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dashboard import browser
 from playwright.sync_api import Browser
 
 from whenwhy.server.report import write_report
@@ -14,12 +12,6 @@ from whenwhy.server.report import write_report
 pytestmark = pytest.mark.browser
 
 SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    yield from browser()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
