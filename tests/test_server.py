@@ -640,6 +640,8 @@ def test_an_analyst_builds_a_cohort_and_compares_it(small_run: SmallRun, tmp_pat
         session.act("clear", {})
         assert session.state == default_state(session.version.choices)
         assert [saved.names for saved in (session.saved, SavedCohorts(copy))] == [["two steps"]] * 2
+        with session_of(copy, Answering()) as viewers:
+            assert settle(viewers)["state"]["saved"] == [], "a name may say whom it means"
         session.act("forget", {"name": "two steps"})
         assert session.saved.names == []
 

@@ -29,6 +29,11 @@ class SavedCohorts:
         """All names, in order."""
         return sorted(self._read())
 
+    @property
+    def ready_names(self) -> list[str]:
+        """Those of cohorts that everybody may see: a class and a stratum alone."""
+        return sorted(name for name, saved in self._read().items() if saved["sql"] is None)
+
     def condition(self, name: str) -> Condition:
         """The condition that a saved cohort has beside its class and stratum.
 

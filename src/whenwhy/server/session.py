@@ -266,7 +266,7 @@ class Session:
             "compared": state.against is not None,
             "against": against_of(state),
             "is_default": state == state.without_filters(self.version.choices),
-            "saved": self.saved.names,
+            "saved": self.saved.names if self.version.choices.has_rows else self.saved.ready_names,
         }
 
     def _search(self, text: str) -> list[tuple[str, str]]:
