@@ -19,10 +19,11 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Answers
 from whenwhy.server.choices import Choices, choices_of
 from whenwhy.server.cohort import Cohort, condition_of, members_sql
+from whenwhy.server.outcomes import colors_of
 from whenwhy.server.pages import pages
 from whenwhy.server.projection import Plane, Profiles, fit_plane, inside, profiles_of
 from whenwhy.server.state import State, default_state, state_from_address
-from whenwhy.server.views.projection import LABEL_COLORS, Projection
+from whenwhy.server.views.projection import Projection
 from whenwhy.server.views.selected_differences import NOBODY, SelectedDifferences
 from whenwhy.store import open_store
 
@@ -174,11 +175,11 @@ def test_lines_join_each_patient_in_time(rows: Answers, choices: Choices, state:
 
 
 def test_colours(rows: Answers, choices: Choices, state: State) -> None:
-    """Each label one colour; scores about zero, equally far to both sides."""
+    """Each label the colour that it has on other pages; scores about zero, equally far to both sides."""
     view = shown(rows, choices, state)
     data = view.source.data
     pairs = set(zip(data["label"], data["color"], strict=True))
-    assert pairs == {("false", LABEL_COLORS[0]), ("true", LABEL_COLORS[1])}
+    assert pairs == set(colors_of(["false", "true"]).items())
     view = shown(rows, choices, replace(state, color="score"))
     data, palette = view.source.data, view.mapper.palette
     assert view.mapper.low == -view.mapper.high

@@ -22,14 +22,13 @@ from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort
 from whenwhy.server.labels import class_words, counted, feature_words, percent, shortened, signed, unit_of
 from whenwhy.server.markup import choice, heading, in_details, table
+from whenwhy.server.outcomes import colors_of
 from whenwhy.server.patient import FOR_ANALYSTS
 from whenwhy.server.projection import AXES, Plane, Profiles, fit_plane, inside, profiles_of
 from whenwhy.server.state import COLORS, State
 from whenwhy.server.view import Tables, Texts
 from whenwhy.server.views.heat_map import PALETTE
 
-#: The colours of labels in their order: told apart by the colour-blind, 3:1 against white; more labels share the last.
-LABEL_COLORS: Final = ("#2c6496", "#c2570c", "#5e4fa2", "#00796b", "#8a6d00", "#6b7280")
 BEHIND_COLOR: Final = "#c3cad3"
 
 #: Codes of an axis that its name tells, and that the table does.
@@ -185,7 +184,7 @@ class Projection:
         self._plot.height = 560 if by_score else 508
         labels = [name for name in self._choices.offered[state.run].classes if name != "all"]
         labels += sorted(set(data.profiles.predictions["label"].to_pylist()) - set(labels), key=str)
-        color_of = {label: LABEL_COLORS[min(at, len(LABEL_COLORS) - 1)] for at, label in enumerate(labels)}
+        color_of = colors_of(labels)
         self.behind.data = {"x": data.behind[:, 0].astype("f4"), "y": data.behind[:, 1].astype("f4")}
         self.lines.data = {
             "xs": [data.places[line, 0].round(4).tolist() for line in data.lines],
