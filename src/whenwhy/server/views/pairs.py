@@ -12,6 +12,7 @@ from bokeh.models.annotations.legends import ColorBar
 from bokeh.models.glyphs import Rect
 from bokeh.models.ui.ui_element import UIElement
 
+from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.charts import FADED, Columns, chart, draw, empty, grey_cells, room_for, show_values, tooltip
 from whenwhy.server.choices import Choices
@@ -130,7 +131,13 @@ class Pairs:
         return asked
 
     def csv(self, state: State) -> Question:
-        """The question whose answer people take along."""
+        """The question whose answer people take along.
+
+        Raises:
+            UserError: no partner is chosen.
+        """
+        if state.other is None:
+            raise UserError("No partner is chosen: choose one, and its pairs of values can be taken along.")
         return self.questions(state)["cells"]
 
     def read(self, state: State, tables: Tables) -> Matrix | None:
