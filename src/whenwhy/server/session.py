@@ -94,6 +94,11 @@ class Session:
         self._views = views
         self.document.js_on_event("document_ready", CustomJS(code="window.whenwhy.ready()"))
         self.document.on_event("document_ready", lambda event: self._opened())
+        self.document.js_on_event("connection_lost", CustomJS(code="window.whenwhy.lost()"))
+        # Messages may have been missed meanwhile; the address says what to show.
+        self.document.js_on_event("client_reconnected", CustomJS(code="location.reload()"))
+        # Bokeh's own words would cover the page's.
+        self.document.config.notify_connection_status = False
         self.document.on_session_destroyed(lambda context: self._give_up())
         self._load()
         self.document.add_periodic_callback(self._look, LOOK_EVERY_MS)
@@ -141,8 +146,11 @@ class Session:
                 self._tell(found=self._search(str(told["text"])))
             else:
                 self.show(acted(self, action, told))
-        except (UserError, KeyError, TypeError, ValueError) as error:
-            self._say([str(error) if isinstance(error, UserError) else WENT_WRONG])
+        except UserError as error:
+            self._say([str(error)])
+        except (KeyError, TypeError, ValueError):
+            log.exception("The action %s could not be done for %s", action, self.state)
+            self._say([WENT_WRONG])
 
     def choose_feature(self, code: str) -> None:
         """Nothing; a chart's bar was chosen. Changes while answers are put are the page's own."""
@@ -293,8 +301,15 @@ class Session:
 
         @without_document_lock
         async def answer() -> None:
-            content = csv_of(await self.version.answers.answer(asked), asked, about)
-            self._next_tick(lambda: self._tell(csv={"name": f"{name}.csv", "content": content}))
+            try:
+                content = csv_of(await self.version.answers.answer(asked), asked, about)
+                told: dict[str, Any] = {"csv": {"name": f"{name}.csv", "content": content}}
+            except UserError as error:
+                told = {"texts": {"notice": notice([str(error)])}}
+            except Exception:
+                log.exception("The question of %s could not be answered for a file", name)
+                told = {"texts": {"notice": notice([WENT_WRONG])}}
+            self._next_tick(partial(self._tell, **told))
 
         self._next_tick(answer)
 

@@ -87,6 +87,11 @@ window.whenwhy = (() => {
       for (const place of all(".status")) place.textContent = message.status === "loading" ? "loading …" : message.status
     }
   }
+  const lost = () => {
+    document.getElementById("lost").hidden = false
+    root.dataset.status = "lost"
+    for (const place of all(".status")) place.textContent = "no connection"
+  }
 
   // -- from the person ---------------------------------------------------------------------------
 
@@ -184,5 +189,5 @@ window.whenwhy = (() => {
   try { remembered = localStorage.getItem("whenwhy-mode") || "auto" } catch { /* as above */ }
   mode(["dark", "light"].includes(remembered) ? remembered : "auto")
 
-  return {told, act, ready: () => told(model("told")?.tags[0]), state: () => state}
+  return {told, lost, act, ready: () => told(model("told")?.tags[0]), state: () => state}
 })()
