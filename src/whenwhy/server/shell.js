@@ -85,6 +85,8 @@ window.whenwhy = (() => {
     if (message.status) {
       root.dataset.status = message.status
       for (const place of all(".status")) place.textContent = message.status === "loading" ? "loading …" : message.status
+      // Of a chart that has nothing to show a picture would be a blank sheet.
+      for (const one of all("[data-export]")) one.parentElement.hidden = !model(one.dataset.chart)?.visible
     }
   }
   const lost = () => {
