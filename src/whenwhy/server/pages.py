@@ -124,9 +124,11 @@ def application(
             session.begin(views)
         except Exception as error:
             # A page that cannot be made says so; Bokeh would show a blank one.
-            log.exception("The page %s could not be made", page.name)
             document.clear()
-            sentence = str(error) if isinstance(error, UserError) else WENT_WRONG
+            sentence = str(error)
+            if not isinstance(error, UserError):
+                log.exception("The page %s could not be made", page.name)
+                sentence = WENT_WRONG
             document.template = templates.get_template("failure.html")
             document.template_variables.update({**variables, "sentence": sentence})
 
