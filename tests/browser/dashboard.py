@@ -50,19 +50,20 @@ SOURCES = """() => {
 
 
 @contextmanager
-def served(
+def started(
     store: Path,
     log: Path,
     role: Role | None = None,
     model: Path | None = None,
     sequences: Path | None = None,
     users: Path | None = None,
-) -> Iterator[str]:
-    """The address of a server of its own, that of an analyst with a token; it must end cleanly when told to."""
+    before: str = "",
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a server of its own, that of an analyst with a token, and its process; `before` is Python to begin with."""
     told = {"store": store, "role": role, "model": model, "sequences": sequences, "users": users}
     with log.open("w") as errors:
         server = subprocess.Popen(
-            [sys.executable, "-c", SERVE, json.dumps(told, default=str)],
+            [sys.executable, "-c", f"{before}\n{SERVE}", json.dumps(told, default=str)],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -71,13 +72,20 @@ def served(
             assert server.stdout is not None
             url = server.stdout.readline().strip()
             assert url.startswith("http://127.0.0.1:"), log.read_text()
-            yield url
-            server.terminate()
-            assert server.wait(20) == 0, log.read_text()
+            yield url, server
         finally:
             if server.poll() is None:
                 server.kill()
                 server.wait()
+
+
+@contextmanager
+def served(store: Path, log: Path, *given: Any, **named: Any) -> Iterator[str]:
+    """The address of one that is `started`; it must end cleanly when told to."""
+    with started(store, log, *given, **named) as (url, server):
+        yield url
+        server.terminate()
+        assert server.wait(20) == 0, log.read_text()
 
 
 def browser() -> Iterator[Browser]:
