@@ -1294,6 +1294,10 @@ def test_a_predicate_that_is_none_is_one_sentence(small_store: Store, predicate:
             small_store.ask(query, cohort=predicate, **feature)
         assert "\n" not in str(told.value)
         assert says.casefold() in str(told.value).casefold() or says in str(told.value)
+    with pytest.raises(UserError, match=r"is no condition on predictions .*by the columns .*score.*sex") as told:
+        small_store.require_condition(predicate)
+    assert "\n" not in str(told.value)
+    assert "subject_id" not in str(told.value)
 
 
 @pytest.mark.parametrize(

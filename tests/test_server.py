@@ -637,6 +637,14 @@ def test_an_analyst_builds_a_cohort_and_compares_it(small_run: SmallRun, tmp_pat
         assert (found, wrong) == (session.state, [])
         session.act("add", {"condition": "where:subject_id = 3"})
         assert "names single patients" in session.told.tags[0]["texts"]["notice"]
+        before = session.state
+        session.act("add", {"condition": "where:height > 3"})
+        assert "there is no column height" in session.told.tags[0]["texts"]["notice"]
+        assert session.state == before
+        mistyped = parse_qs(f"{session.state.address}&where=where:height")
+        found, wrong = state_from_address(mistyped, session.version.choices, session.condition)
+        assert found == before
+        assert "there is no column height" in wrong[0]
         session.act("clear", {})
         assert session.state == default_state(session.version.choices)
         assert [saved.names for saved in (session.saved, SavedCohorts(copy))] == [["two steps"]] * 2

@@ -113,7 +113,11 @@ class Session:
         """The condition of a text of an address, one that was saved included."""
         if text.startswith("saved:"):
             return self.saved.condition(text.removeprefix("saved:"))
-        return self.version.choices.condition(text, run)
+        condition = self.version.choices.condition(text, run)
+        if text.startswith("where:"):
+            # Said once and at once: every card would say it otherwise, and the chip could not be taken away.
+            self.version.store.require_condition(condition.sql)
+        return condition
 
     def offered(self) -> dict[str, Any]:
         """What the page's controls offer, in words, for each run."""
@@ -168,7 +172,9 @@ class Session:
 
     def show(self, state: State) -> None:
         """Nothing; this is the state, and every view follows."""
-        if state != self.state:
+        if state == self.state:
+            self._tell(state=self._described(state))  # the names of saved cohorts may be others
+        else:
             # Another cohort has another list, and the places of changes are those of the run's own records.
             changes = self.chosen.changes if state.run == self.state.run else ()
             self.chosen = replace(self.chosen, skip=0, changes=changes)

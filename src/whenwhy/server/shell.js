@@ -56,7 +56,10 @@ window.whenwhy = (() => {
     root.toggleAttribute("data-marked", state.selected !== null)
     const address = `?${state.address}${location.hash}`
     if (before === null) history.replaceState(null, "", address)
-    else if (before.address !== state.address) history.pushState(null, "", address)
+    else if (before.address !== state.address) {
+      history.pushState(null, "", address)
+      for (const form of all('form[data-act="add"]')) form.reset()
+    }
   }
   const compared = (of) => [
     ["", "nobody"],
@@ -132,7 +135,8 @@ window.whenwhy = (() => {
     const told = Object.fromEntries(new FormData(form))
     if (form.dataset.act === "add") told.condition = `where:${told.condition}`
     act(form.dataset.act, told)
-    form.reset()
+    // A condition stays until it is taken: who mistyped it mends it.
+    if (form.dataset.act !== "add") form.reset()
   })
   document.addEventListener("toggle", (event) => {
     const part = event.target.dataset && event.target.dataset.part

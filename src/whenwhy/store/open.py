@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import threading
 import warnings
@@ -61,6 +62,11 @@ KNOWN_VALUES = {
 COUNTS, FROM_NONE = ("top", "min_patients", "n_bins", "sample"), ("lags", "skip")
 NUMBERS = ("difference", "minimum_effect", "false_discovery_rate", "spike", "measured")
 PREDICATES = ("cohort", "cohort_a", "cohort_b", "marked")
+#: Whether a text is a condition is told within so long: a page waits for it. A million predictions take some milliseconds.
+UNDERSTOOD_SECONDS = 0.5
+#: Columns of predictions that tell one from another, and nothing of a cohort.
+IDENTIFIERS = ("run_id", "subject_id", "prediction_id", "target")
+_MISSING_COLUMN = re.compile(r'Referenced column "([^"]*)" not found')
 #: So many of them are known to be predicates without asking again.
 MOST_PREDICATES = 1000
 
@@ -236,12 +242,7 @@ class Store:
         if text in self._predicates:
             return
         try:
-            if not text.strip():
-                raise duckdb.ParserException("it is empty")
-            # In two kinds of brackets, so that nothing but one condition fits both.
-            query = f"select count([{text}\n]::boolean[]) from predictions where ({text}\n)"
-            if [one.type for one in duckdb.extract_statements(query)] != [duckdb.StatementType.SELECT]:
-                raise duckdb.ParserException("it is more than one statement")
+            query = _counting(text)
             connection = self._connection()
             with limited(connection, self.seconds):
                 connection.execute(query).fetchall()
@@ -255,6 +256,29 @@ class Store:
         # A page asks many questions of one cohort; a version does not change.
         if len(self._predicates) < MOST_PREDICATES:
             self._predicates.add(text)
+
+    def require_condition(self, text: str) -> None:
+        """Nothing, where the text is one condition on predictions, as far as can be told within `UNDERSTOOD_SECONDS`.
+
+        Raises:
+            UserError: it does not; names the columns that there are.
+
+        Example: `Store(Path("demo/store")).require_condition("sex = 'F' and score > 0")`
+        """
+        connection = self._connection()
+        try:
+            with limited(connection, UNDERSTOOD_SECONDS):
+                connection.execute(_counting(text)).fetchall()
+        except duckdb.InterruptException:
+            return  # it is slow, and nothing speaks against it
+        except duckdb.Error as error:
+            missing = _MISSING_COLUMN.search(str(error))
+            told = f"there is no column {missing[1]}" if missing else _first_line(error)
+            known = [name for name, *_ in connection.execute("from predictions limit 0").description]
+            raise UserError(
+                f"'{text.strip()[:80]}' is no condition on predictions ({told}): write e.g. score > 0 and label = 'true', "
+                f"by the columns {', '.join(name for name in known if name not in IDENTIFIERS)}."
+            ) from None
 
     def _too_slow(self) -> UserError:
         return UserError(
@@ -309,6 +333,16 @@ def _is_number(value: object) -> bool:
         return 0 <= float(str(value)) < math.inf
     except ValueError:
         return False
+
+
+def _counting(text: str) -> str:
+    """The SELECT that counts the predictions of a condition, in two kinds of brackets: one condition alone fits both."""
+    if not text.strip():
+        raise duckdb.ParserException("it is empty")
+    query = f"select count([{text}\n]::boolean[]) from predictions where ({text}\n)"
+    if [one.type for one in duckdb.extract_statements(query)] != [duckdb.StatementType.SELECT]:
+        raise duckdb.ParserException("it is more than one statement")
+    return query
 
 
 def _first_line(error: Exception) -> str:
