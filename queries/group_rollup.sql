@@ -1,11 +1,11 @@
--- What a code group's parts carry: the groups and codes directly below it, or the topmost groups.
+-- What a code group's parts carry: the groups and codes directly below it, or the topmost groups and the codes in none.
 --
 -- One row a part, the largest mean absolute contribution per prediction first: how many recorded codes lie in it, patients
 -- and events, the mean signed contribution per prediction with its 95 % interval over patients, share (of what all parts
 -- of `within` contribute in absolute terms; without it, all codes do), and the code that carries most of it. Signed and
 -- absolute contributions of parts add up to the whole where no code lies in two parts; patients and intervals never do.
 -- Where the group's own code is recorded too, it is a part.
--- Arguments: within, a code group, or null for the topmost ones; split, class, stratum, run, top, min_patients; cohort, a
+-- Arguments: within, a code group, or null for the topmost ones and the codes that lie in no group; split, class, stratum, run, top, min_patients; cohort, a
 -- predicate over predictions.
 -- Example: whenwhy query STORE group_rollup top=10
 create or replace temp macro group_rollup(
@@ -23,7 +23,8 @@ parts as (
     select distinct e.code, e.code in (select i.member from in_group i) as is_group from edges e
     where e.parent is not distinct from within::varchar
     union all
-    select r.code, false from recorded r where r.code = within::varchar
+    select r.code, false from recorded r
+    where case when within is null then len(r.above) = 0 and exists (from edges) else r.code = within::varchar end
 ),
 codes_of as (
     select p.code as part, p.is_group, r.code from parts p join recorded r

@@ -46,6 +46,7 @@ GROUPS = {
     "count": ["MEASURED", "ALL"],
     "tied": ["RING", "ALL"],
 }
+IN_NO_GROUP = ("AGE", "SEX//F", "SEX//M", "drug", "size")
 EDGES = {
     ("mixed", "lab"), ("lab", "BLOOD"), ("lab", "MEASURED"), ("count", "MEASURED"), ("count", "ALL"), ("tied", "RING"), ("BLOOD", "ALL"),
     ("MEASURED", "ALL"), ("RING", "ALL"), ("ALL", None),
@@ -180,7 +181,7 @@ def test_a_cohort_of_ones_own_has_the_same_groups(nested: Nested, feature: str, 
 @pytest.mark.parametrize(
     ("asked", "parts"),
     [
-        ({}, {("group", "ALL"): ("mixed", "lab", "count", "tied")}),
+        ({}, {("group", "ALL"): ("mixed", "lab", "count", "tied")} | {("code", code): (code,) for code in IN_NO_GROUP}),
         (
             {"within": "ALL", "split": "train"},
             {
@@ -213,6 +214,7 @@ def test_the_parts_of_a_group(nested: Nested, asked: dict[str, Any], parts: dict
         and ('{asked.get("stratum", "all")}' in ('all', 'sex=' || sex))"""
     )["n"].to_pylist()
     found = {(row["level"], row["code"]): row for row in opened.ask("group_rollup", **asked).to_pylist()}
+    described = {code: f"about {code}" for code in PARENTS} | {"AGE": "age at the prediction"}
     opened.close()
     assert found.keys() == parts.keys()
     assert [row["rank"] for row in found.values()] == list(range(1, len(found) + 1))
@@ -226,7 +228,7 @@ def test_the_parts_of_a_group(nested: Nested, asked: dict[str, Any], parts: dict
             len(own),
             own["subject_id"].nunique(),
         )
-        assert row["description"] == (f"about {key[1]}" if key[1] in PARENTS else None)
+        assert row["description"] == described.get(key[1])
         assert row["mean_per_prediction"] == pytest.approx(own["a"].sum() / at_risk, rel=1e-9)
         assert row["mean_abs_per_prediction"] == pytest.approx(own["a"].abs().sum() / at_risk, rel=1e-9)
         assert row["share"] == pytest.approx(own["a"].abs().sum() / whole["a"].abs().sum(), rel=1e-9)

@@ -74,7 +74,8 @@ def test_groups_show_their_parts(request: pytest.FixtureRequest, role: str, with
             low, high = row["mean_per_prediction_low"], row["mean_per_prediction_high"]
             assert (alpha == 1) == (low is not None and not low <= 0 <= high)
         for row in told:
-            button = f'data-act="enter" data-group="{row["code"]}"' if not within else f'data-value="{row["code"]}"'
+            is_group = row["level"] == "group"
+            button = f'data-act="enter" data-group="{row["code"]}"' if is_group else f'data-value="{row["code"]}"'
             assert button in texts["groups_table"]
         assert ("All groups" in texts["groups_path"]) == bool(within)
         assert all(n >= 11 for source in sources(view) for n in source.data["n_patients"])
@@ -86,8 +87,10 @@ def test_a_person_goes_into_groups_and_back(small_run: SmallRun) -> None:
         settle(session)
         view = Groups(session.version.choices, session.choose_feature, session.enter_group)
         put(view, session.version.answers, session.state)
-        first = view.shares.source.data["key"][0]
-        view.shares.source.selected.indices = [0]
+        keys = view.shares.source.data["key"]
+        at = next(i for i, key in enumerate(keys) if key.startswith("group:"))
+        first = keys[at]
+        view.shares.source.selected.indices = [at]
         assert session.state.within == (first.partition(":")[2],)
         put(view, session.version.answers, session.state)
         code = view.means.source.data["key"][0].partition(":")[2]
