@@ -206,9 +206,9 @@ def test_a_lasso_selects_whom_it_surrounds(small_run: SmallRun, tmp_path: Path) 
         expected = shown_data.places[:, 0] > middle
         assert told["status"] == "ready"
         assert session.state.selected is not None
-        assert session.state.selected.text.startswith("saved:lasso ")
+        assert session.state.selected.text.startswith("saved:drawn in the plane ")
         assert ((view.source.data["alpha"] == 1.0) == expected).all()
-        assert f"{expected.sum():,} of them selected" in told["texts"]["projection_heading"]
+        assert f"{expected.sum():,} of them marked" in told["texts"]["projection_heading"]
         counted = session.version.store.ask(
             "number_at_risk", **session.state.of(session.state.selected_cohort)
         ).to_pylist()

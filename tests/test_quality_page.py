@@ -75,7 +75,7 @@ def test_completeness_is_told_with_what_it_means(answers: Answers, choices: Choi
     assert (is_complete(choices.runs[whole.run]), is_complete(choices.runs[partial.run])) == (True, False)
     texts = put(Completeness(), answers, whole)
     assert "Complete: contributions add up" in texts["completeness_heading"]
-    assert "complete</a>" in put(About(choices, "v"), answers, whole)["about"]
+    assert "contributions add up</a>" in put(About(choices, "v"), answers, whole)["about"]
     told = put(Completeness(), answers, partial)
     n_over, n = (choices.runs[partial.run][name] for name in ("n_over_tolerance", "n_predictions"))
     assert "Not complete" in told["completeness_heading"]

@@ -244,10 +244,13 @@ def test_an_empty_cohort_shows_words_and_a_way_back(chromium: Browser, url: str,
         assert "nan" not in text.lower().split()
         for name in ("ranking", "heat_map", "timeline", "value_effect", "at_risk"):
             assert page.attribute(name, "visible") is False
+        picture = page.page.get_by_role("button", name="Value effect as PNG")
+        assert not picture.is_visible(), "there is nothing to take along"
         page.page.screenshot(path=SCREENSHOTS / "overview-empty.png", full_page=True)
         page.page.get_by_role("button", name="Clear filters").click()
         page.page.wait_for_function("() => Bokeh.documents[0].get_model_by_name('ranking').visible")
         page.ready()
+        assert picture.is_visible()
         agrees(page, store, first_shown(store))
 
 
@@ -319,6 +322,14 @@ def test_every_control_is_reached_by_tab_with_a_visible_focus(chromium: Browser,
                 break
             reached.append(name)
             assert outline, f"{name} shows its focus"
-        wanted = ["Feature", "Class of patients", "Stratum", "Split", "Compare with", "Features by", "Clear filters"]
+        wanted = [
+            "Feature",
+            "Class of patients",
+            "Stratum",
+            "Split",
+            "Compare with",
+            "Order features by",
+            "Clear filters",
+        ]
         assert [name for name in reached if name in wanted] == wanted
         assert "The heat map as a table" in reached or "The value effect as a table" in reached

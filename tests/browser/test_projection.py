@@ -78,8 +78,8 @@ def test_a_lasso_is_selected_on_every_page(chromium: Browser, url: str, store: S
         inside = [x < middle for x in points["x"]]
         # To the pixel that the mouse is at.
         assert abs(n - sum(inside)) <= 2
-        assert page.page.get_by_text(f"{n:,} of them selected").is_visible()
-        differences = page.page.get_by_role("region", name="What tells the selected from the others")
+        assert page.page.get_by_text(f"{n:,} of them marked").is_visible()
+        differences = page.page.get_by_role("region", name="What tells the marked from the others")
         assert differences.get_by_role("table").is_visible()
         page.page.screenshot(path=SCREENSHOTS / "projection_selected.png", full_page=True)
         page.page.get_by_role("link", name="Overview").click()
@@ -90,7 +90,7 @@ def test_a_lasso_is_selected_on_every_page(chromium: Browser, url: str, store: S
         assert sum(alpha == 1 for alpha in page.sources()["projection_points"]["alpha"]) == n
         page.page.keyboard.press("Escape")
         page.ready()
-        assert page.page.get_by_text("Nobody is selected").is_visible()
+        assert page.page.get_by_text("Nobody is marked").is_visible()
         assert all(alpha == 1 for alpha in page.sources()["projection_points"]["alpha"])
 
 

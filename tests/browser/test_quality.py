@@ -33,7 +33,7 @@ def test_the_badge_leads_to_what_the_store_answers(chromium: Browser, url: str, 
     SCREENSHOTS.mkdir(exist_ok=True)
     with opened(chromium, url) as page:
         page.open("/overview")
-        page.page.get_by_role("link", name="complete").click()
+        page.page.get_by_role("link", name="contributions add up").click()
         page.page.wait_for_url("**/quality?*")
         page.ready()
         words = page.words()

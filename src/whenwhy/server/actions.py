@@ -234,7 +234,7 @@ def _lasso(session: Session, told: Told) -> State:
         return replace(session.state, selected=None)
     sql = members_sql(members)
     # The same predictions have the same name, whoever draws around them.
-    name = f"lasso {hashlib.sha256(sql.encode()).hexdigest()[:8]}"
+    name = f"drawn in the plane {hashlib.sha256(sql.encode()).hexdigest()[:8]}"
     session.saved.save_sql(name, sql, session.user)
     return replace(session.state, selected=session.condition(f"saved:{name}", session.state.run))
 

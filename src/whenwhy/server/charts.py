@@ -181,6 +181,7 @@ def show_values(plot: figure, labels: Sequence[str], values: Sequence[Mapping[st
     plot.y_range.update(start=-0.5, end=n - 0.5)
     plot.yaxis[0].ticker.update(ticks=list(range(len(labels))))  # type: ignore[union-attr]
     plot.yaxis.major_label_overrides = dict(enumerate(labels))
-    unit = next((v["unit"] for v in values if v["unit"]), None)
+    # A plain number has the unit 1, which says nothing.
+    unit = next((v["unit"] for v in values if v["unit"] not in (None, "", "1")), None)
     plot.yaxis.axis_label = f"{name} ({unit})" if unit else (name if n > 2 else "")
     return 30 * n if n > 2 else 44 * n

@@ -28,6 +28,14 @@ QUANTITIES = {
 }
 IN_UNITS = ("contribution", "step_contribution", "steepness")
 
+#: What records are compared with, in words.
+BASELINES = {
+    "empty": "nothing recorded",
+    "rates": "what training patients record on average",
+    "carried_forward": "what was recorded before",
+    "reference": "training patients",
+}
+
 TARGET_UNITS = {"logit": "log-odds", "log_odds": "log-odds", "probability": "probability"}
 
 
@@ -217,6 +225,16 @@ def run_words(run: Mapping[str, Any]) -> str:
     """
     method = str(run["method"]).replace("_", " ")
     return f"{method} of {run['target']}, baseline {run['baseline']} ({run['run_id'][:8]})"
+
+
+def baseline_words(run: Mapping[str, Any]) -> str:
+    """What a run compares records with.
+
+    Example:
+        >>> baseline_words({"baseline": "empty"}), baseline_words({"baseline": "mine"})
+        ('nothing recorded', 'mine')
+    """
+    return BASELINES.get(str(run["baseline"]), str(run["baseline"]))
 
 
 def quantity(run: Mapping[str, Any]) -> str:

@@ -42,19 +42,20 @@ ORDER: Final = ("overview", "compare", "projection", "predictions", "patterns", 
 
 @dataclass(frozen=True)
 class Page:
-    """A page's name, which is its address, its title, and the function that makes its views."""
+    """A page's name, which is its address, its title, what it shows, and the function that makes its views."""
 
     name: str
     title: str
+    shows: str
     views: Callable[[Session], list[View]]
 
 
 def pages() -> dict[str, Page]:
-    """Every page: a function of the file's own name whose docstring's first line is the title.
+    """Every page: a function of the file's own name whose docstring's first line is `Title: what it shows.`
 
     Example:
-        >>> pages()["overview"].title
-        'Overview'
+        >>> pages()["compare"].title, pages()["compare"].shows
+        ('Compare', 'where and when the contributions of two cohorts differ')
     """
     found = {}
     files = {file.stem: file for file in shipped("dashboards").glob("[a-z]*.py")}
@@ -63,8 +64,8 @@ def pages() -> dict[str, Page]:
     ):
         function = getattr(_loaded(file), file.stem, None)
         assert function is not None, f"{file} has no function {file.stem}"
-        title = (function.__doc__ or file.stem).strip().splitlines()[0].partition(":")[0].rstrip(".")
-        found[file.stem] = Page(file.stem, title, function)
+        title, _, shows = (function.__doc__ or file.stem).strip().splitlines()[0].rstrip(".").partition(": ")
+        found[file.stem] = Page(file.stem, title, shows, function)
     return found
 
 

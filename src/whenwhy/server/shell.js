@@ -78,8 +78,17 @@ window.whenwhy = (() => {
     link.click()
     setTimeout(() => URL.revokeObjectURL(link.href), 1000)
   }
+  // What could not be shown cannot be taken along either: of a chart without marks a picture would be a blank sheet.
+  const exportable = () => {
+    for (const one of all("[data-export]")) one.parentElement.hidden = !model(one.dataset.chart)?.visible
+    for (const one of all('[data-act="csv"]')) {
+      const [heading, words] = ["heading", "words"].map((part) => document.querySelector(`[data-text="${one.dataset.view}_${part}"]`))
+      one.hidden = Boolean(heading && words && !heading.innerHTML && words.querySelector(".words"))
+    }
+  }
   const told = (message) => {
     if (!message) return
+    document.getElementById("lost").hidden = true  // whoever tells something is there
     for (const [name, html] of Object.entries(message.texts || {})) put(name, html)
     if (message.found) suggest(message.found)
     if (message.csv) save(message.csv.name, message.csv.content, "text/csv")
@@ -87,9 +96,8 @@ window.whenwhy = (() => {
     if (message.state) show(message.state)
     if (message.status) {
       root.dataset.status = message.status
+      if (message.status !== "loading") exportable()
       for (const place of all(".status")) place.textContent = message.status === "loading" ? "loading …" : message.status
-      // Of a chart that has nothing to show a picture would be a blank sheet.
-      for (const one of all("[data-export]")) one.parentElement.hidden = !model(one.dataset.chart)?.visible
     }
   }
   const lost = () => {
@@ -189,7 +197,7 @@ window.whenwhy = (() => {
     if (name === "auto") delete root.dataset.mode
     else root.dataset.mode = name
     try { localStorage.setItem("whenwhy-mode", name) } catch { /* a page without storage keeps it while it is open */ }
-    document.getElementById("mode").textContent = {auto: "Light or dark: as the system", dark: "Dark", light: "Light"}[name]
+    document.getElementById("mode").textContent = {auto: "Colours: as the system", dark: "Colours: dark", light: "Colours: light"}[name]
   }
   let remembered = "auto"
   try { remembered = localStorage.getItem("whenwhy-mode") || "auto" } catch { /* as above */ }

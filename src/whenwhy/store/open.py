@@ -64,8 +64,11 @@ NUMBERS = ("difference", "minimum_effect", "false_discovery_rate", "spike", "mea
 PREDICATES = ("cohort", "cohort_a", "cohort_b", "marked")
 #: Whether a text is a condition is told within so long: a page waits for it. A million predictions take some milliseconds.
 UNDERSTOOD_SECONDS = 0.5
-#: Columns of predictions that tell one from another, and nothing of a cohort.
-IDENTIFIERS = ("run_id", "subject_id", "prediction_id", "target")
+#: Columns of predictions that people do not make cohorts by: what tells one from another, and how it was explained.
+NOT_OF_COHORTS = (
+    *("run_id", "subject_id", "prediction_id", "target", "source", "n_nodes", "notes", "baseline_score"),
+    *("completeness_residual", "anchor_minutes"),
+)
 _MISSING_COLUMN = re.compile(r'Referenced column "([^"]*)" not found')
 #: So many of them are known to be predicates without asking again.
 MOST_PREDICATES = 1000
@@ -277,7 +280,7 @@ class Store:
             known = [name for name, *_ in connection.execute("from predictions limit 0").description]
             raise UserError(
                 f"'{text.strip()[:80]}' is no condition on predictions ({told}): write e.g. score > 0 and label = 'true', "
-                f"by the columns {', '.join(name for name in known if name not in IDENTIFIERS)}."
+                f"by the columns {', '.join(name for name in known if name not in NOT_OF_COHORTS)}."
             ) from None
 
     def _too_slow(self) -> UserError:

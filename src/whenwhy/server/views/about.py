@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort
 from whenwhy.server.labels import (
+    baseline_words,
     capitalised,
     class_words,
     counted,
@@ -22,7 +23,9 @@ from whenwhy.server.labels import (
     quantity_in_unit,
     split_words,
     stratum_words,
+    unit_of,
 )
+from whenwhy.server.outcomes import classes_of
 from whenwhy.server.state import State
 from whenwhy.server.view import Tables, Texts
 
@@ -80,14 +83,15 @@ class About:
             [] if run["measures"] == "contribution" else [f"the numbers: <b>{html.escape(quantity_in_unit(run))}</b>"]
         )
         facts = [
-            f"<b>{html.escape(str(run['method']).replace('_', ' '))}</b>, baseline: {html.escape(str(run['baseline']))}",
+            f"<b>{html.escape(str(run['method']).replace('_', ' '))}</b>, baseline: {html.escape(baseline_words(run))}",
             *measured,
             _auroc(run),
             _complete(run),
             f"version <b>{html.escape(self._version)}</b>",
         ]
         whole = data.counts["everybody"]
-        chips = [_chip(words) for words in cohort_words(state, state.cohort, outcome)]
+        chips = ['<li class="label">the cohort</li>']
+        chips += [_chip(words) for words in cohort_words(state, state.cohort, outcome)]
         chips += [_chip(c.words, "remove", condition=c.text) for c in state.cohort.conditions]
         chips.append(f"<li><b>{html.escape(counts(data.counts['cohort'], whole))}</b></li>")
         reference, selected = state.reference, state.selected
@@ -95,7 +99,7 @@ class About:
         if reference is not None:
             told = [*cohort_words(state, reference, outcome)[1:], *(c.words for c in reference.conditions)]
             against = (
-                '<ul class="chips against"><li class="label">compared with</li>'
+                '<ul class="chips against"><li class="label">its reference</li>'
                 + "".join(_chip(words) for words in told)
                 + f"<li><b>{html.escape(counts(data.counts['reference'], whole))}</b>"
                 + '<button type="button" data-act="compare" aria-label="Compare with nobody">×</button></li></ul>'
@@ -114,6 +118,7 @@ class About:
         title = html.escape(capitalised(outcome))
         return {
             "about": f'<h1>{title}</h1><ul class="chips facts">{"".join(f"<li>{fact}</li>" for fact in facts)}</ul>',
+            "unit": html.escape(doubling(run, classes_of(self._choices, state.run))),
             "cohort": f'<ul class="chips">{"".join(chips)}</ul>{against}{marked}',
         }
 
@@ -166,11 +171,31 @@ def _auroc(run: Mapping[str, Any]) -> str:
     return said if run["reference_auroc"] is None else f"{said} (logistic regression {run['reference_auroc']:.3f})"
 
 
+def doubling(run: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """What a step of the unit means, and of which class, where the unit is log-odds.
+
+    Example:
+        >>> doubling({"measures": "contribution", "target": "logit", "outcome": "death"}, ["false", "true"])
+        'log-odds of death: true; +0.69 doubles the odds, −0.69 halves them'
+        >>> doubling({"measures": "share", "target": "logit", "outcome": "death"}, ["false", "true"])
+        ''
+    """
+    unit = unit_of(run)
+    if not unit.startswith("log-odds"):
+        return ""
+    of = f" of {class_words(classes[-1], str(run['outcome']))}" if unit == "log-odds" and len(classes) == 2 else ""
+    return f"{unit}{of}; +0.69 doubles the odds, −0.69 halves them"
+
+
 def _complete(run: Mapping[str, Any]) -> str:
     """The badge: whether contributions add up to what they explain."""
     complete, over = is_complete(run), run["n_over_tolerance"]
     if complete is None:
         return '<a href="/quality" data-page="quality">completeness not measured</a>'
     # How many are incomplete is told to analysts alone.
-    said = "complete" if complete else f"{'some' if over is None else format(over, ',')} predictions incomplete"
+    said = (
+        "contributions add up"
+        if complete
+        else f"{'some' if over is None else format(over, ',')} predictions incomplete"
+    )
     return f'<a href="/quality" data-page="quality">{"✓" if complete else "!"} {said}</a>'

@@ -11,7 +11,7 @@ from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Question
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import class_words, counted, number, quantity, signed, split_words, unit_of
+from whenwhy.server.labels import amount, class_words, counted, number, quantity, signed, split_words, unit_of
 from whenwhy.server.markup import choice, in_details
 from whenwhy.server.patient import Look, Record, patient_question, record_of
 from whenwhy.server.state import State
@@ -60,7 +60,7 @@ class PatientHead:
             f"{html.escape(class_words(str(head['label']), outcome))}",
             f"predicted <b>{html.escape(str(head['predicted']))}</b>",
             f"score <b>{signed(head['score'])}</b> {html.escape(unit)}",
-            *([] if head["probability"] is None else [f"probability <b>{number(head['probability'], 3)}</b>"]),
+            *([] if head["probability"] is None else [f"probability <b>{amount(head['probability'])}</b>"]),
             f"score of the baseline <b>{signed(head['baseline_score'])}</b>",
             f"<b>{counted(len(record.values), 'value')}</b> of the record",
             completeness_words(record, run),

@@ -12,7 +12,7 @@ from bokeh.models.ui.ui_element import UIElement
 from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import feature_words, number, quantity, signed, unit_of
+from whenwhy.server.labels import amount, feature_words, quantity, signed, unit_of
 from whenwhy.server.markup import choice, heading, table
 from whenwhy.server.patient import FOR_ANALYSTS, ORDERS, PAGE, Chosen, Look
 from whenwhy.server.state import State
@@ -112,7 +112,7 @@ class PatientList:
                     html.escape(str(row["label"])),
                     html.escape(str(row["predicted"])),
                     signed(row["score"]),
-                    "" if row["probability"] is None else number(row["probability"], 3),
+                    "" if row["probability"] is None else amount(row["probability"]),
                     f"{row['n_values']:,}",
                     carries,
                 ]

@@ -16,7 +16,16 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Question
 from whenwhy.server.charts import MARK, Columns, chart, draw, empty, label_axis, tooltip
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import counted, feature_words, quantity, quantity_in_unit, shortened, signed, unit_of
+from whenwhy.server.labels import (
+    baseline_words,
+    counted,
+    feature_words,
+    quantity,
+    quantity_in_unit,
+    shortened,
+    signed,
+    unit_of,
+)
 from whenwhy.server.markup import heading, in_details, table
 from whenwhy.server.patient import Look, Record, patient_question, record_of
 from whenwhy.server.state import State
@@ -152,7 +161,8 @@ class PatientSum:
         return {
             "patient_sum_heading": heading(
                 f"From the baseline to this prediction: {said}",
-                f"{counted(len(data.record.values), 'value')} of one prediction; red raises the score, blue lowers it",
+                f"{counted(len(data.record.values), 'value')} of one prediction; red raises the score, blue lowers it; "
+                f"baseline: what the model says of {baseline_words(run)}",
             ),
             "patient_sum_table": in_details(
                 "The bars as a table",

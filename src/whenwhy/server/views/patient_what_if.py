@@ -188,8 +188,11 @@ class PatientWhatIf:
         if rows[FIRST:]:
             more = f" {left:,} more contribute less." if left else ""
             listed += in_details(f"{len(rows) - FIRST:,} more values", table(f"The others.{more}", head, rows[FIRST:]))
-        codes = list(self._choices.offered[data.state.run].features)[:SUGGESTED]
-        suggested = "".join(f'<option value="{html.escape(code)}"></option>' for code in codes)
+        features = list(self._choices.offered[data.state.run].features.items())[:SUGGESTED]
+        suggested = "".join(
+            f'<option value="{html.escape(code)}">{html.escape(feature["description"] or code)}</option>'
+            for code, feature in features
+        )
         add = (
             f'<form data-act="change" class="row"><input type="hidden" name="time" value="{time}">'
             f'<input type="hidden" name="hours" value="{hours}">'

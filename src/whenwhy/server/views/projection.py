@@ -17,7 +17,7 @@ from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.errors import UserError
 from whenwhy.server.answers import Answers, Question, question
-from whenwhy.server.charts import FADED, chart, draw, empty, tooltip
+from whenwhy.server.charts import chart, draw, empty, tooltip
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort
 from whenwhy.server.labels import class_words, counted, feature_words, percent, shortened, signed, unit_of
@@ -90,7 +90,7 @@ class Projection:
             fill_alpha="alpha",
             line_color="#384252",
             line_alpha="alpha",
-            line_width=0.6,
+            line_width="ring",
         )
         told = tooltip(
             [draw(self._plot, self.source, points)],
@@ -196,7 +196,7 @@ class Projection:
         told = (
             f"{n:,} predictions of {counted(len(set(data.profiles.predictions['subject_id'].to_pylist())), 'patient')}"
         )
-        marked = "" if data.selected is None else f", {int(data.selected.sum()):,} of them selected"
+        marked = "" if data.selected is None else f", {int(data.selected.sum()):,} of them marked"
         return {
             "projection_heading": heading(
                 f"Predictions by what carries them: {told}{marked}",
@@ -236,7 +236,7 @@ class Projection:
         keys += others if len(data.behind) else ""
         return (
             f'<p class="quiet">Coloured by {by}</p><p>{keys}{lines}</p><p class="quiet">Draw a line around predictions to '
-            "select them, here and on every page; Esc clears. This store holds no hidden states, so places come from contributions "
+            "mark them, here and on every page; Esc clears the mark. This store holds no hidden states, so places come from contributions "
             "alone.</p>"
         )
 
@@ -276,7 +276,10 @@ def lines_of(predictions: pa.Table) -> list[np.ndarray]:
     return [line for line in np.split(order, ends) if len(line) > 1][:MOST_LINES]
 
 
-COLUMNS = ("x", "y", "color", "alpha", "score", "score_words", "label", "carrier")
+#: Of predictions that are not marked: where many lie above each other they still look paler than a marked one.
+BESIDE: Final = 0.12
+
+COLUMNS = ("x", "y", "color", "alpha", "ring", "score", "score_words", "label", "carrier")
 
 
 def columns(data: Placed, color_of: Mapping[str, str], limit: float, choices: Choices) -> dict[str, Any]:
@@ -291,7 +294,10 @@ def columns(data: Placed, color_of: Mapping[str, str], limit: float, choices: Ch
         "color": [color_of[label] for label in labels] if data.state.color == "label" else [PALETTE[i] for i in shade],
         "alpha": np.ones(len(scores), "f4")
         if data.selected is None
-        else np.where(data.selected, 1.0, FADED).astype("f4"),
+        else np.where(data.selected, 1.0, BESIDE).astype("f4"),
+        "ring": np.full(len(scores), 0.6, "f4")
+        if data.selected is None
+        else np.where(data.selected, 2.0, 0.6).astype("f4"),
         "score": scores,
         "score_words": [signed(score) for score in scores.tolist()],
         "label": [str(label) for label in labels],

@@ -18,7 +18,7 @@ from whenwhy.server.state import State
 from whenwhy.server.view import Tables, Texts
 
 TOP: Final = 15
-NOBODY: Final = "Nobody is selected: draw a line around predictions, and the features in which they differ from the others stand here."
+NOBODY: Final = "Nobody is marked: draw a line around predictions, and the features in which they differ from the others stand here."
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,15 @@ class SelectedDifferences:
             for row in data.rows
         ]
         title = heading(
-            "What tells the selected from the others", "of the cohort; patients, not predictions, are counted"
+            "What tells the marked from the others", "of the cohort; patients, not predictions, are counted"
         )
         if not rows:
-            sentence = (
-                f"Nothing to compare: {no_cells(data.state.min_patients)}, selected and not. Select more, or fewer."
-            )
+            sentence = f"Nothing to compare: {no_cells(data.state.min_patients)}, marked and not. Mark more, or fewer."
             return {
                 "selected_differences_heading": title,
                 "selected_differences_words": words(sentence),
                 "selected_differences_table": "",
             }
         caption = f"Mean {quantity_in_unit(run)}, per prediction; intervals: 95 %, patients as units; none: fewer than 30 effective patients."
-        head = ["Feature", "Selected", "Others", "Difference", "95 % interval", "Patients"]
+        head = ["Feature", "Marked", "Others", "Difference", "95 % interval", "Patients"]
         return {"selected_differences_heading": title, "selected_differences_table": table(caption, head, rows)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -130,16 +130,11 @@ class Timeline:
         self._plot.yaxis.axis_label = f"{unit_of(run)} per event"
         if not everything:
             return {"timeline_heading": "", "timeline_table": ""}
-        key = "".join(
-            f'<span class="key" style="--mark:{COURSES[name]}">{said}</span>'
-            for name, said in (("cohort", "the cohort"), ("reference", "its reference"), ("marked", "marked patients"))
-            if name in data.rows and len(data.rows) > 1
-        )
         told = heading(
             f"When it mattered{found(data.summary)}",
             "band: 95 % interval, patients as units; hollow: fewer than 30 effective patients, no interval",
         )
-        return {"timeline_heading": told + (f"<p>{key}</p>" if key else ""), "timeline_table": _table(data, run)}
+        return {"timeline_heading": told + key(data.rows), "timeline_table": _table(data, run)}
 
     def _brushed(self, mark: Mark, left: float, right: float, bottom: float, top: float) -> None:
         """Marks the bins that a stretch of time touches."""
@@ -155,6 +150,21 @@ COLUMNS = (
 BANDS = ("left", "right", "low", "high", "color", "alpha")
 
 WHO: Final = {"cohort": "the cohort", "reference": "its reference", "marked": "marked patients"}
+
+
+def key(shown: Collection[str]) -> str:
+    """The HTML of the legend of whose means are drawn; empty of the cohort's alone.
+
+    Example:
+        >>> key(["cohort"])
+        ''
+    """
+    if len(shown) < 2:
+        return ""
+    told = "".join(
+        f'<span class="key" style="--mark:{COURSES[who]}">{said}</span>' for who, said in WHO.items() if who in shown
+    )
+    return f"<p>{told}</p>"
 
 
 def _each(data: Course) -> list[tuple[str, Mapping[str, Any], bool]]:

@@ -47,7 +47,7 @@ from whenwhy.server.markup import heading, in_details, table, words
 from whenwhy.server.state import State
 from whenwhy.server.view import Mark, Tables, Texts
 from whenwhy.server.views.heat_map import BELOW
-from whenwhy.server.views.timeline import COURSES, WHO
+from whenwhy.server.views.timeline import COURSES, WHO, key
 
 #: How far the cohort, its reference and the marked patients lie apart within a row.
 OFFSETS: Final = {"cohort": 0.0, "reference": -0.25, "marked": 0.25}
@@ -180,7 +180,7 @@ class ValueEffect:
         if has_numbers:
             told += "; dashed: the mean of all values, what being measured at all adds"
         return {
-            "value_effect_heading": heading(f"Value effect{found(data.summary)}", told),
+            "value_effect_heading": heading(f"Value effect{found(data.summary)}", told) + key(data.rows),
             "value_effect_words": "",
             "value_effect_table": _table(data, labels, run),
         }
