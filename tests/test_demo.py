@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import numpy as np
 import pandas as pd
@@ -102,14 +104,35 @@ def test_what_was_printed_is_what_the_store_says(demo_folder: Path) -> None:
     assert str(demo_folder / "store") in printed
 
 
-def test_a_second_run_finds_everything_done(demo_folder: Path) -> None:
+def test_a_second_run_finds_everything_done_and_serves_it(demo_folder: Path) -> None:
+    """As to an analyst, who opens the address with the token; nobody else does."""
     before = {path: path.stat().st_mtime_ns for path in demo_folder.rglob("entries/*.json")}
-    told = subprocess.run(
-        [sys.executable, "-m", "whenwhy", "demo", str(demo_folder)], capture_output=True, text=True, check=False
+    run = subprocess.Popen(
+        [sys.executable, "-m", "whenwhy", "demo", str(demo_folder), "--serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert told.returncode == 0, told.stderr
-    assert "Question 3." in told.stdout
-    assert not re.search(r"^(prepare|train|attribute|aggregate) \d", told.stderr, re.MULTILINE)
+    try:
+        assert run.stdout is not None
+        said = ""
+        for line in run.stdout:
+            said += line
+            if "The dashboard is at" in line:
+                break
+        address = re.search(r"http://127.0.0.1:\S+", said)
+        assert address is not None, said
+        browser = build_opener(HTTPCookieProcessor())
+        page = browser.open(address[0]).read().decode()
+        assert 'data-role="analyst"' in page
+        with pytest.raises(HTTPError, match="403"):
+            build_opener().open(address[0].partition("/enter")[0] + "/overview")
+    finally:
+        run.terminate()
+        _, told = run.communicate(timeout=30)
+    assert run.returncode == 0, told
+    assert "Question 3." in said
+    assert not re.search(r"^(prepare|train|attribute|aggregate) \d", told, re.MULTILINE)
     assert {path: path.stat().st_mtime_ns for path in demo_folder.rglob("entries/*.json")} == before
 
 

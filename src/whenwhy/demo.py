@@ -97,7 +97,7 @@ def demo(folder: Path, workers: Workers, out: Console) -> Path:
     out.print("\nContributions are to this model's prediction, in log-odds: they are not causes.")
     out.print(
         f"The store is {store} (version {version.name}), made in {time.monotonic() - started:.0f} s. "
-        f"See it: {command} serve {store}",
+        f"See it: {command} demo {folder} --serve",
         soft_wrap=True,
     )
     return store

@@ -35,7 +35,13 @@ def demo_command(
     folder: Annotated[Path, typer.Argument(parser=directory, help="Where everything is kept.", metavar="[DIR]")] = Path(
         "demo"
     ),
-    serve: Annotated[bool, typer.Option("--serve", help="Then serve the dashboard.")] = False,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve",
+            help="Then serve the dashboard, to whoever opens the address with the printed token, as an analyst.",
+        ),
+    ] = False,
     port: Annotated[int, typer.Option(help="The dashboard's port.", min=0, max=65535)] = 5006,
     workers: WorkerCount = None,
     inline: Inline = False,
@@ -45,7 +51,11 @@ def demo_command(
 
     store = demo(folder, workers_of(workers, inline), out)
     if serve:
-        serve_store(store, port, "127.0.0.1")
+        from whenwhy.server import Entrance
+
+        # These patients are public: whoever tries the demonstration sees every page, what if included.
+        analyst = Entrance(role="analyst")
+        serve_store(store, port, "127.0.0.1", entrance=analyst, model=folder / "model", sequences=folder / "sequences")
 
 
 class SourceCommands(typer.core.TyperGroup):

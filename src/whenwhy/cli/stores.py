@@ -183,7 +183,11 @@ def serve_command(
         Path | None, typer.Option(parser=location, help="The sequences that --model reads.", metavar="SEQ")
     ] = None,
 ) -> None:
-    """The dashboard of a store: to viewers on this machine, or to whom the options name."""
+    """The dashboard of a store: to viewers on this machine, or to whom the options name.
+
+    What is counted from single patients (their records, calibration, pairs of values, conditions of one's own) is shown to
+    analysts alone: add --role analyst, and open the address that is printed.
+    """
     if (model is None) != (sequences is None):
         raise UserError("--model and --sequences go together: give both, or neither.")
     from whenwhy.server import Entrance
