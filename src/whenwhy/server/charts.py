@@ -7,7 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from bokeh.events import SelectionGeometry, Tap
-from bokeh.models import BoxSelectTool, ColumnDataSource, FixedTicker, HoverTool, NoOverlap, Range1d, Tool
+from bokeh.models import (
+    BasicTicker,
+    BoxSelectTool,
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    LinearColorMapper,
+    NoOverlap,
+    Range1d,
+    Tool,
+)
+from bokeh.models.annotations.legends import ColorBar
 from bokeh.models.glyph import Glyph
 from bokeh.models.glyphs import Rect
 from bokeh.models.renderers import GlyphRenderer
@@ -84,6 +95,22 @@ def grey_cells(plot: figure, source: ColumnDataSource) -> GlyphRenderer[Any]:
             hatch_weight=0.6,
         ),
     )
+
+
+def color_bar(plot: figure, mapper: LinearColorMapper) -> ColorBar:
+    """The bar above a chart that says which number has which colour; its title is for whoever puts the numbers."""
+    bar = ColorBar(
+        color_mapper=mapper,
+        ticker=BasicTicker(desired_num_ticks=5),
+        orientation="horizontal",
+        height=12,
+        padding=4,
+        margin=0,
+        title_standoff=4,
+        label_standoff=4,
+    )
+    plot.add_layout(bar, "above")
+    return bar
 
 
 def tooltip(renderers: Sequence[Any], rows: Sequence[tuple[str, str]]) -> Tool:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from bokeh.models import BasicTicker, ColumnDataSource, LinearColorMapper
-from bokeh.models.annotations.legends import ColorBar
+from bokeh.models import ColumnDataSource, LinearColorMapper
 from bokeh.models.glyphs import Rect
 from bokeh.models.ui.ui_element import UIElement
 from bokeh.palettes import RdBu, interp_palette
@@ -21,6 +20,7 @@ from whenwhy.server.charts import (
     Columns,
     TimeFrame,
     brushed,
+    color_bar,
     draw,
     grey_cells,
     room_for,
@@ -122,17 +122,7 @@ class _Panel:
             ),
             tooltip([missing], [*place, ("", "fewer than 11 patients, none, or hidden to protect others")]),
         )
-        self.bar = ColorBar(
-            color_mapper=self.mapper,
-            ticker=BasicTicker(desired_num_ticks=5),
-            orientation="horizontal",
-            height=12,
-            padding=4,
-            margin=0,
-            title_standoff=4,
-            label_standoff=4,
-        )
-        self.plot.add_layout(self.bar, "above")
+        self.bar = color_bar(self.plot, self.mapper)
 
     def put(self, data: Cells, labels: list[str], limit: float, unit: str, name: str) -> None:
         cells = data.cells.get(self.name)

@@ -7,14 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bokeh.models import BasicTicker, LinearColorMapper
-from bokeh.models.annotations.legends import ColorBar
+from bokeh.models import LinearColorMapper
 from bokeh.models.glyphs import Rect
 from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
-from whenwhy.server.charts import FADED, Columns, chart, draw, empty, grey_cells, room_for, show_values, tooltip
+from whenwhy.server.charts import (
+    FADED,
+    Columns,
+    chart,
+    color_bar,
+    draw,
+    empty,
+    grey_cells,
+    room_for,
+    show_values,
+    tooltip,
+)
 from whenwhy.server.choices import Choices
 from whenwhy.server.labels import (
     capitalised,
@@ -100,17 +110,7 @@ class Pairs:
             ),
             tooltip([missing], [("value", "@value"), ("partner", "@other"), ("", "fewer than 11 patients, or none")]),
         )
-        self.bar = ColorBar(
-            color_mapper=self.mapper,
-            ticker=BasicTicker(desired_num_ticks=5),
-            orientation="horizontal",
-            height=12,
-            padding=4,
-            margin=0,
-            title_standoff=4,
-            label_standoff=4,
-        )
-        self._plot.add_layout(self.bar, "above")
+        self.bar = color_bar(self._plot, self.mapper)
 
     @property
     def charts(self) -> Mapping[str, UIElement]:

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bokeh.models import BasicTicker, LinearColorMapper, Range1d
+from bokeh.models import LinearColorMapper, Range1d
 from bokeh.models.annotations.geometry import BoxAnnotation, Span
-from bokeh.models.annotations.legends import ColorBar
 from bokeh.models.glyphs import Scatter
 from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Question
-from whenwhy.server.charts import ZERO_LINE, Columns, chart, draw, empty, label_axis, tooltip
+from whenwhy.server.charts import ZERO_LINE, Columns, chart, color_bar, draw, empty, label_axis, tooltip
 from whenwhy.server.choices import Choices
 from whenwhy.server.labels import counted, feature_words, quantity, quantity_in_unit, shortened, signed, unit_of
 from whenwhy.server.markup import heading, in_details, table
@@ -98,17 +97,7 @@ class PatientEvents:
                 ],
             )
         )
-        self.bar = ColorBar(
-            color_mapper=self.mapper,
-            ticker=BasicTicker(desired_num_ticks=5),
-            orientation="horizontal",
-            height=12,
-            padding=4,
-            margin=0,
-            title_standoff=4,
-            label_standoff=4,
-        )
-        self._plot.add_layout(self.bar, "above")
+        self.bar = color_bar(self._plot, self.mapper)
 
     @property
     def charts(self) -> Mapping[str, UIElement]:

@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 from bokeh.events import SelectionGeometry
 from bokeh.models import BasicTicker, LassoSelectTool, LinearColorMapper
-from bokeh.models.annotations.legends import ColorBar
 from bokeh.models.glyphs import MultiLine, Scatter
 from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.errors import UserError
 from whenwhy.server.answers import Answers, Question, question
-from whenwhy.server.charts import chart, draw, empty, tooltip
+from whenwhy.server.charts import chart, color_bar, draw, empty, tooltip
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort
 from whenwhy.server.labels import class_words, counted, feature_words, percent, shortened, signed, unit_of
@@ -98,17 +97,7 @@ class Projection:
         )
         told.update(limit=3)  # a pointer is over many where they are dense
         self._plot.add_tools(told)
-        self.bar = ColorBar(
-            color_mapper=self.mapper,
-            ticker=BasicTicker(desired_num_ticks=5),
-            orientation="horizontal",
-            height=12,
-            padding=4,
-            margin=0,
-            title_standoff=4,
-            label_standoff=4,
-        )
-        self._plot.add_layout(self.bar, "above")
+        self.bar = color_bar(self._plot, self.mapper)
         lasso = LassoSelectTool(continuous=False)
         self._plot.add_tools(lasso)
         self._plot.toolbar.active_drag = lasso
