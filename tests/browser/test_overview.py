@@ -178,7 +178,7 @@ def test_a_bar_a_row_and_a_control_choose_the_feature(chromium: Browser, url: st
         page.page.mouse.click(place["x"], place["y"])
         page.follow("Feature", codes[1])
         agrees(page, store, codes[1])
-        page.page.get_by_role("table").filter(has_text="Mean size").get_by_role("button").nth(0).click()
+        page.page.get_by_role("table").filter(has_text="Mean absolute value").get_by_role("button").nth(0).click()
         page.follow("Feature", codes[0])
         agrees(page, store, codes[0])
         feature = timed(store)

@@ -110,7 +110,7 @@ def _table(data: Suspected) -> str:
         ]
         for row in data.rows
     ]
-    head = ["Feature", "Suspicions", "Patients", "Share of all sizes", "Spike", "Due to being measured"]
+    head = ["Feature", "Suspicions", "Patients", "Share of all, in absolute terms", "Spike", "Due to being measured"]
     head += [] if data.kind is None else [f"False discovery rate by {kind_words(data.kind)}"]
     caption = (
         "Spike: mean size of an event in the last bin over earlier ones, relative to all features (suspicious from 3 "
@@ -123,5 +123,5 @@ def _table(data: Suspected) -> str:
 
 def _spike(spike: float | None) -> str:
     if spike is None:
-        return "not known"
+        return "no course to compare"
     return "never recorded earlier" if math.isinf(spike) else f"{number(spike, 3)} ×"

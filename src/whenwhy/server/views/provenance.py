@@ -66,7 +66,7 @@ class Provenance:
         ]
         return {
             "provenance_heading": heading("How this was made", "the same input and version give the same numbers"),
-            "provenance_table": table("What to write down beside a figure.", ["What", "", ""], rows),
+            "provenance_table": table("What to write down beside a figure.", ["What", "Value", "Copy"], rows),
         }
 
 

@@ -36,6 +36,7 @@ from whenwhy.server.labels import (
 from whenwhy.server.markup import choice, heading, table, words
 from whenwhy.server.state import ORDERS, State
 from whenwhy.server.view import Choose, Tables, Texts
+from whenwhy.server.views.subgroups import rate
 
 TOP: Final = 20
 #: In another order than that of sparklines, so many of these are asked for; a feature beyond them has none.
@@ -77,7 +78,7 @@ MEASURES: Final = {
 
 #: What a number of the table is.
 WHAT: Final = {
-    "size": "mean size",
+    "size": "mean absolute value",
     "mean": "mean",
     "significance": "mean",
     "difference": "difference",
@@ -345,14 +346,14 @@ def _table(data: Ranked, run: Mapping[str, Any]) -> str:
         if measure.low is not None:
             told.append(html.escape(interval(low, high)))
         if data.state.order == "difference":
-            told.append("" if row["q_value"] is None else number(row["q_value"], 2))
+            told.append(rate(row["q_value"]))
         rows.append(told)
     head = ["Feature", "Patients", f"{capitalised(WHAT[data.state.order])}, {measure.axis.format(unit=unit_of(run))}"]
     head += ["95 % interval"] * (measure.low is not None) + ["False discovery rate"] * (
         data.state.order == "difference"
     )
     return table(
-        f"Features by {ORDERS[data.state.order]}: {quantity(run)}; intervals: 95 %, patients as units.",
+        f"The same features by {ORDERS[data.state.order]}; of each its {quantity(run)}; intervals: 95 %, patients as units.",
         head,
         rows,
         chosen=next((i for i, row in enumerate(data.rows) if row["code"] == data.state.feature), None),

@@ -149,7 +149,7 @@ def _table(data: Disagreements, run: Mapping[str, Any]) -> str:
     ]
     head = [
         *("Feature", "Subgroups", "Patients", "Mean of the first", "of the second", "Difference"),
-        *("False discovery rate", "Opposite signs surely"),
+        *("False discovery rate", "Surely of opposite signs"),
     ]
     caption = f"Mean per prediction: {quantity_in_unit(run)}; bold: found."
     return table(caption, head, rows)
