@@ -652,6 +652,10 @@ def test_an_analyst_builds_a_cohort_and_compares_it(small_run: SmallRun, tmp_pat
             assert settle(viewers)["state"]["saved"] == [], "a name may say whom it means"
         session.act("forget", {"name": "two steps"})
         assert session.saved.names == []
+        session.act("save", {"name": "everybody"})
+        assert session.told.tags[0]["state"]["saved"] == ["everybody"], (
+            "the list has it although the cohort is the same"
+        )
 
 
 def test_csv_is_what_the_store_answers(small_run: SmallRun) -> None:

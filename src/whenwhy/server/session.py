@@ -74,6 +74,8 @@ class Session:
         self._generation = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._answered: list[tuple[View, Any]] = []
+        #: The names of saved cohorts that the page lists.
+        self._listed: list[str] = []
         self._left = 0
         self._failed = False
         self._is_putting = self._has_told = False
@@ -172,14 +174,14 @@ class Session:
 
     def show(self, state: State) -> None:
         """Nothing; this is the state, and every view follows."""
-        if state == self.state:
-            self._tell(state=self._described(state))  # the names of saved cohorts may be others
-        else:
+        if state != self.state:
             # Another cohort has another list, and the places of changes are those of the run's own records.
             changes = self.chosen.changes if state.run == self.state.run else ()
             self.chosen = replace(self.chosen, skip=0, changes=changes)
             self.state, self._wrong = state, []
             self._load()
+        elif self._saved_names() != self._listed:
+            self._tell(state=self._described(state))
 
     def look(self, chosen: Chosen) -> None:
         """Nothing; this is what is looked at of single patients, and every view follows."""
@@ -262,8 +264,13 @@ class Session:
             chart.visible = False
         return {f"{view.name}_heading": "", f"{view.name}_table": "", f"{view.name}_words": words(str(found))}
 
+    def _saved_names(self) -> list[str]:
+        """The names of saved cohorts that this role may know."""
+        return self.saved.names if self.version.choices.has_rows else self.saved.ready_names
+
     def _described(self, state: State) -> dict[str, Any]:
         """What the page's own controls show."""
+        self._listed = self._saved_names()
         return {
             "address": state.address,
             "feature": state.feature,
@@ -280,7 +287,7 @@ class Session:
             "compared": state.against is not None,
             "against": against_of(state),
             "is_default": state == state.without_filters(self.version.choices),
-            "saved": self.saved.names if self.version.choices.has_rows else self.saved.ready_names,
+            "saved": self._listed,
         }
 
     def _search(self, text: str) -> list[tuple[str, str]]:
