@@ -24,7 +24,7 @@ import scipy.stats
 from conftest import SmallRun
 from replicas.cells import remade
 from whenwhy.errors import UserError
-from whenwhy.schema import FORMAT_VERSION, TRAIN, on_grid
+from whenwhy.schema import STORE_FORMAT, TRAIN, on_grid
 from whenwhy.shards import StageDirectory
 from whenwhy.shipped import shipped
 from whenwhy.statistics import aggregate_cells
@@ -789,7 +789,7 @@ def runs(truth: Truth, asked: dict[str, Any]) -> list[dict[str, Any]]:
             ),
             "n_folds": len(truth.about["quality"]["folds"]),
             "code_version": truth.about["code_version"],
-            "format_version": FORMAT_VERSION,
+            "format_version": STORE_FORMAT,
             **{key: truth.about[key] for key in ("model_sha256", "vocabulary_sha256")},
             "input_sha256": truth.input_sha256,
         }
