@@ -131,9 +131,9 @@ def demo_store(demo_folder: Path) -> Path:
     return demo_folder / "store"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One browser for all tests of pages."""
+    """One browser for a file of tests: while it is there its event loop runs, and no other can in this process."""
     from dashboard import browser
 
     yield from browser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from whenwhy.models.recurrent import RecurrentClassifier
 from whenwhy.models.sequence_model import TWO_CLASSES, classes_of
 from whenwhy.models.training import TrainSettings, load_sequences, train
 from whenwhy.schema import HELD_OUT, TRAIN, TUNING
+from whenwhy.server.answers import Answers
 from whenwhy.server.choices import choices_of
 from whenwhy.shards import StageDirectory
 from whenwhy.store import open_store
@@ -458,7 +460,8 @@ def test_planted_causes_come_out_on_top_for_the_class_they_cause(three: Path, tm
     assert status == 0
     assert all(run in printed for run in runs.values())
     opened = open_store(store)
-    offered = choices_of(opened).offered[runs["dead", "home"]]
+    with ThreadPoolExecutor(1) as pool:
+        offered = choices_of(Answers(opened, pool), "analyst").offered[runs["dead", "home"]]
     assert offered.classes == ("all", *THREE)
     about = {row["run_id"]: row for row in opened.ask("runs").to_pylist()}
     told = StageDirectory.open(model).entry(SHIPPED).summary

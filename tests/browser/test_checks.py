@@ -247,6 +247,7 @@ def test_no_width_scrolls_sideways(page: Opened) -> None:
         assert wide == [], width
 
 
+@pytest.mark.full
 def test_the_address_reproduces_the_page(page: Opened) -> None:
     """Whoever opens it sees the same pixels, but for a stray few at a canvas's edge; no patient is in it."""
     address = page.page.url

@@ -275,25 +275,6 @@ def test_no_small_cell_reaches_the_browser(chromium: Browser, url: str, store: S
     assert seen > 100, "the messages were read"
 
 
-def test_no_sideways_scroll(chromium: Browser, url: str, store: Store) -> None:
-    """The page fits every width, with numbers and without time."""
-    for feature in (timed(store), static(store)):
-        with opened(chromium, url) as page:
-            page.open(at(feature=feature))
-            for width in (390, 768, 1280, 1920):
-                page.page.set_viewport_size({"width": width, "height": 900})
-                page.picture()
-                assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-                for name in ("ranking", "value_effect"):
-                    right = page.page.evaluate(
-                        "(n) => Bokeh.index.get_by_id(Bokeh.documents[0].get_model_by_name(n).id)"
-                        ".el.getBoundingClientRect().right",
-                        name,
-                    )
-                    assert right <= width
-                page.page.screenshot(path=SCREENSHOTS / f"overview-{width}.png", full_page=True)
-
-
 def test_every_control_is_reached_by_tab_with_a_visible_focus(chromium: Browser, url: str) -> None:
     """In the order of reading, each with an outline."""
     with opened(chromium, url) as page:

@@ -254,6 +254,7 @@ def test_two_nodes_share_the_work(several_nodes: Slurm, place: Place) -> None:
     place.require_as_undisturbed()
 
 
+@pytest.mark.full
 def test_two_nodes_that_are_stopped_end_as_if_undisturbed(several_nodes: Slurm, place: Place) -> None:
     job = several_nodes.submit("--nodes=2", "--exclusive", "--cpus-per-task=1", **place.variables)
     until(lambda: place.shards() >= 3)
