@@ -34,7 +34,8 @@ FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")
 
 #: From an action until the page says that everything is put, and two frames were painted after it.
 PAINTED = """
-([action, told]) => new Promise((resolve) => {
+([action, told]) => new Promise((resolve, reject) => {
+  setTimeout(() => reject(new Error("not painted within a minute")), 60_000)
   const root = document.documentElement, begin = performance.now()
   const watch = new MutationObserver(() => {
     if (root.dataset.status !== "ready") return
@@ -164,17 +165,19 @@ async def _together(
         async with _person(launched, server) as page:
             await _open(page, server, "/overview")
             await asyncio.sleep(5 * number / people)
-            end = time.monotonic() + seconds
+            end, stratum = time.monotonic() + seconds, "all"
             while time.monotonic() < end:
                 begin = time.monotonic()
                 kind = chance.choice(["feature", "feature", "cohort", "page"])
                 if kind == "page":
                     address = urlencode({"feature": chance.choice(codes)})
-                    took = await _open(page, server, f"{chance.choice(PAGES)}?{address}")
+                    took, stratum = await _open(page, server, f"{chance.choice(PAGES)}?{address}"), "all"
                 else:
                     choice = {"name": "feature", "value": chance.choice(codes)}
                     if kind == "cohort":
-                        choice = {"name": "stratum", "value": chance.choice(strata)}
+                        # Another one each time: what is chosen already changes nothing.
+                        stratum = chance.choice([name for name in strata if name != stratum])
+                        choice = {"name": "stratum", "value": stratum}
                     took = await page.evaluate(PAINTED, ["choose", choice])
                 told[kind].append(took)
                 await asyncio.sleep(max(0.0, 5 - (time.monotonic() - begin)))

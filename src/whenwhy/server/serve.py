@@ -85,6 +85,8 @@ def serve(
 
     Example: `serve(Path("demo/store"), port=5006, on_ready=print)`
     """
+    # A page that is closed while something is sent to it is no event.
+    logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
     entrance = entrance or Entrance()
     entrance.check(address)
     secret, tls = entrance.secret(), entrance.tls()
