@@ -139,7 +139,9 @@ def _compare(session: Session, told: Told) -> State:
     if kind == "stratum" and name in offered.strata:
         return replace(state, against=replace(state.cohort, stratum=name))
     if kind == "classes":
-        first, second = _two_classes(offered.classes)
+        if offered.two_classes is None:
+            raise UserError("There are no two classes with cells that may be shown.")
+        first, second = offered.two_classes
         own = replace(state.cohort, class_label=first)
         return replace(state, cohort=own, against=replace(own, class_label=second))
     if kind == "saved":
@@ -161,14 +163,6 @@ def _pair(session: Session, told: Told) -> State:
     both: list[dict[str, Any]] = [{field: value} for value in values]
     first, second = (replace(session.state.cohort, **one) for one in both)
     return replace(session.state, cohort=first, against=second, selected=None)
-
-
-def _two_classes(classes: tuple[str, ...]) -> tuple[str, str]:
-    """The outcome that came to pass, and the one that did not; the first two of several."""
-    known = [name for name in classes if name != "all"]
-    if len(known) < 2:
-        raise UserError("There are no two classes with cells that may be shown.")
-    return ("true", "false") if {"true", "false"} <= set(known) else (known[0], known[1])
 
 
 def _save(session: Session, told: Told) -> State:

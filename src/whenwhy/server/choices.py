@@ -41,6 +41,14 @@ class Offered:
         n_values = Counter(stratum.partition("=")[0] for stratum in self.strata if "=" in stratum)
         return tuple(sorted(n_values, key=lambda kind: (kind in OF_PREDICTIONS, kind != SITE, n_values[kind], kind)))
 
+    @property
+    def two_classes(self) -> tuple[str, str] | None:
+        """The outcome that came to pass and the one that did not, or the first two of several; None where there are none."""
+        known = [name for name in self.classes if name != "all"]
+        if {"true", "false"} <= set(known):
+            return "true", "false"
+        return (known[0], known[1]) if len(known) > 1 else None
+
     def name_of(self, code: str) -> str:
         """The description of a feature, or its code where it has none."""
         return str(self.features.get(code, {}).get("description") or code)

@@ -157,15 +157,15 @@ def _shown(view: View, answers: Answers, state: State) -> Texts:
 
 def _of_run(state: State, answers: Answers, choices: Choices, charts: dict[str, Model]) -> list[Section]:
     """Which features differ between classes, how predictions come true, and what to know before believing any of it."""
-    classes = [name for name in choices.offered[state.run].classes if name != "all"]
+    classes = choices.offered[state.run].two_classes
     parts: list[tuple[str, State, View]] = [
         ("How often which class is predicted", state, Confusion(choices)),
         ("Whether contributions add up", state, Completeness()),
         ("Records", state, DataQuality(choices)),
         ("Leaks and shortcuts", state, Leaks(choices)),
     ]
-    if len(classes) > 1:
-        first, second = ("true", "false") if {"true", "false"} <= set(classes) else classes[:2]
+    if classes is not None:
+        first, second = classes
         both = replace(
             state, cohort=replace(state.cohort, class_label=first), against=replace(state.cohort, class_label=second)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -207,11 +207,6 @@ def columns(data: Course) -> Columns:
 def at_risk(row: Mapping[str, Any]) -> str:
     """How many patients were under observation, where that may be shown."""
     return "" if row["n_patients_at_risk"] is None else f"{row['n_patients_at_risk']:,}"
-
-
-def fills(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Hollow points where a mean has no interval."""
-    return ["#ffffff" if row["mean_per_event_low"] is None else MARK for row in rows]
 
 
 def band_columns(data: Course) -> Columns:
