@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,10 @@ from whenwhy.cli import main
 from whenwhy.engine import Workers
 from whenwhy.events.sequences import PrepareSettings, prepare
 from whenwhy.models.training import TrainSettings, train
+from whenwhy.server.answers import Answers
 from whenwhy.statistics import aggregate_cells
 from whenwhy.store import Store, open_store, publish_store
+from whenwhy.store.open import Role
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -103,6 +106,25 @@ def small_run(small_meds: Path) -> SmallRun:
     cells = aggregate_cells([run.attributions], run.store, time_bin_hours=24)
     publish_store(run.store, cells, [run.attributions])
     return run
+
+
+def _answers(store: Path, role: Role) -> Iterator[Answers]:
+    opened = open_store(store, role)
+    with ThreadPoolExecutor(2) as pool:
+        yield Answers(opened, pool)
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def viewer(small_run: SmallRun) -> Iterator[Answers]:
+    """What the small cohort's store answers viewers."""
+    yield from _answers(small_run.store, "viewer")
+
+
+@pytest.fixture(scope="session")
+def analyst(small_run: SmallRun) -> Iterator[Answers]:
+    """What it answers analysts."""
+    yield from _answers(small_run.store, "analyst")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -27,12 +26,10 @@ from whenwhy.store import open_store
 
 
 @pytest.fixture(scope="module", params=["viewer", "analyst"])
-def answers(small_run: SmallRun, request: pytest.FixtureRequest) -> Iterator[Answers]:
+def answers(request: pytest.FixtureRequest) -> Answers:
     """What the small cohort's store answers either role."""
-    opened = open_store(small_run.store, request.param)
-    with ThreadPoolExecutor(2) as pool:
-        yield Answers(opened, pool)
-    opened.close()
+    told: Answers = request.getfixturevalue(request.param)
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,7 @@ def test_the_course_of_a_difference_is_that_of_both_courses(answers: Answers, st
             for who, time_bin, mean in zip(told["who"], told["time_bin"], told["mean"], strict=True)
         }
         shown = view.source.data
-        for time_bin, difference in zip(shown["time_bin"], shown["difference"], strict=True):
+        for time_bin, difference in zip(shown["time_bin"], shown["mean"], strict=True):
             levels = mean["the cohort", time_bin], mean["its reference", time_bin]
             assert difference == pytest.approx(levels[0] - levels[1])
         rows = answers.now(view.questions(here)["rows"]).to_pylist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -20,15 +19,6 @@ from whenwhy.server.state import State, default_state
 from whenwhy.server.views import Pairs, Percentiles
 from whenwhy.server.views.percentiles import PERCENTILES
 from whenwhy.store import open_store
-
-
-@pytest.fixture(scope="module")
-def analyst(small_run: SmallRun) -> Iterator[Answers]:
-    """What the small cohort's store answers analysts."""
-    opened = open_store(small_run.store, "analyst")
-    with ThreadPoolExecutor(1) as pool:
-        yield Answers(opened, pool)
-    opened.close()
 
 
 def of(answers: Answers, *opened: str, feature: str = "lab") -> State:
@@ -78,7 +68,7 @@ def test_percentiles_are_ready_for_classes_alone(analyst: Answers, small_run: Sm
     with ThreadPoolExecutor(1) as pool:
         choices = choices_of(Answers(viewer, pool), "viewer")
         for view in (Percentiles(choices, TimeFrame()), Pairs(choices)):
-            with pytest.raises(UserError, match="analysts alone may see"):
+            with pytest.raises(UserError, match="for analysts alone"):
                 view.questions(replace(state, opened=frozenset({"spread", "pairs"})))
     viewer.close()
 

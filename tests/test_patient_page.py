@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,22 +30,12 @@ from whenwhy.server.views.patient_head import PatientHead
 from whenwhy.server.views.patient_list import PatientList
 from whenwhy.server.views.patient_sum import PatientSum, parts_of
 from whenwhy.server.views.patient_what_if import NOT_SERVED, PatientWhatIf, places_of
-from whenwhy.store import open_store
 
 
 @pytest.fixture(scope="module")
-def rows(small_run: SmallRun) -> Iterator[Answers]:
-    """What the small cohort's store answers analysts."""
-    opened = open_store(small_run.store, "analyst")
-    with ThreadPoolExecutor(2) as pool:
-        yield Answers(opened, pool)
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def choices(rows: Answers) -> Choices:
+def choices(analyst: Answers) -> Choices:
     """What it offers them."""
-    return choices_of(rows, "analyst")
+    return choices_of(analyst, "analyst")
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +45,23 @@ def state(choices: Choices) -> State:
 
 
 @pytest.fixture(scope="module")
-def served(small_run: SmallRun, rows: Answers) -> dict[str, Served]:
+def served(small_run: SmallRun, analyst: Answers) -> dict[str, Served]:
     """The small cohort's model."""
-    return dict(served_of(small_run.model, small_run.sequences, rows.store.runs()))
+    return dict(served_of(small_run.model, small_run.sequences, analyst.store.runs()))
 
 
 @pytest.fixture(scope="module")
-def chosen(rows: Answers) -> Chosen:
+def chosen(analyst: Answers) -> Chosen:
     """Somebody with many values."""
-    first = rows.store.ask("patients", order_by="n_values", top=1).to_pylist()[0]
+    first = analyst.store.ask("patients", order_by="n_values", top=1).to_pylist()[0]
     return Chosen(first["subject_id"], first["prediction_time"])
 
 
-def test_list_is_the_cohort_in_its_order(rows: Answers, choices: Choices, state: State) -> None:
+def test_list_is_the_cohort_in_its_order(analyst: Answers, choices: Choices, state: State) -> None:
     """Each page and order shows what the query answers of the cohort, and nobody else."""
     where = condition_of("where:n_values > 12")
     some = replace(state, cohort=Cohort("true", conditions=(where,)))
-    last = (rows.store.ask("patients", top=10_000).num_rows - 1) // PAGE * PAGE
+    last = (analyst.store.ask("patients", top=10_000).num_rows - 1) // PAGE * PAGE
     for of, order, skip in (
         (state, "score", 0),
         (state, "time", PAGE),
@@ -81,17 +69,19 @@ def test_list_is_the_cohort_in_its_order(rows: Answers, choices: Choices, state:
         (some, "lowest score", 0),
     ):
         looks = Chosen(order=order, skip=skip)
-        texts = put(PatientList(choices, lambda looks=looks: looks), rows, of)
+        texts = put(PatientList(choices, lambda looks=looks: looks), analyst, of)
         found = re.findall(r'data-subject="(-?\d+)" data-time="([^"]+)"', texts["patient_list_table"])
         asked = {"class": of.cohort.class_label, "order_by": order, "skip": skip, "top": PAGE}
-        told = rows.store.ask("patients", cohort=of.cohort.predicate, **asked).to_pylist()
+        told = analyst.store.ask("patients", cohort=of.cohort.predicate, **asked).to_pylist()
         assert told
         assert found == [(str(row["subject_id"]), row["prediction_time"].isoformat()) for row in told]
         assert ("Previous" in texts["patient_list_table"]) == bool(skip)
-        is_more = rows.store.ask("patients", cohort=of.cohort.predicate, **{**asked, "skip": skip + PAGE}).num_rows > 0
+        is_more = (
+            analyst.store.ask("patients", cohort=of.cohort.predicate, **{**asked, "skip": skip + PAGE}).num_rows > 0
+        )
         assert ("Next" in texts["patient_list_table"]) == is_more
     nobody = put(
-        PatientList(choices, Chosen), rows, replace(state, cohort=Cohort(conditions=(condition_of("where:false"),)))
+        PatientList(choices, Chosen), analyst, replace(state, cohort=Cohort(conditions=(condition_of("where:false"),)))
     )
     assert "Nobody is here" in nobody["patient_list_words"]
     assert "<table" not in nobody["patient_list_table"]
@@ -102,47 +92,47 @@ def test_viewers_see_one_sentence(small_run: SmallRun) -> None:
     with session_at(small_run.store, "viewer", small_run.store) as session:
         session.begin(pages()["patient"].views(session))
         told = settle(session)
-        assert "shown to analysts alone" in told["texts"]["patient_list_words"]
+        assert "for analysts alone" in told["texts"]["patient_list_words"]
         session.act("patient", {"subject": "1"})
         assert session.chosen == Chosen()
-        assert "shown to analysts alone" in session.told.tags[0]["texts"]["notice"]
+        assert "for analysts alone" in session.told.tags[0]["texts"]["notice"]
 
 
-def test_head_adds_up(rows: Answers, choices: Choices, state: State, chosen: Chosen) -> None:
+def test_head_adds_up(analyst: Answers, choices: Choices, state: State, chosen: Chosen) -> None:
     """Score, baseline and contributions are the store's, and what they leave is within the tolerance."""
-    told = rows.store.sql(
+    told = analyst.store.sql(
         "select score, baseline_score, (select sum(attribution) from attributions a where a.subject_id = p.subject_id "
         "and a.prediction_time = p.prediction_time) as sum from predictions p "
         f"where subject_id = {chosen.subject_id} and prediction_time = '{chosen.time}'"
     ).to_pylist()[0]
     view = PatientHead(choices, lambda: chosen)
-    tables = {name: rows.now(asked) for name, asked in view.questions(state).items()}
+    tables = {name: analyst.now(asked) for name, asked in view.questions(state).items()}
     record = view.read(state, tables).record
     assert record.residual == pytest.approx(told["sum"] + told["baseline_score"] - told["score"], abs=1e-6)
     assert abs(record.residual) <= choices.runs[state.run]["tolerance"]
     assert "✓ complete" in view.put(view.read(state, tables))["patient_head_table"]
     leaking = replace(record, values=record.values[1:])
     assert abs(leaking.residual) == pytest.approx(abs(record.values[0]["contribution"]), abs=1e-4)
-    every = rows.store.sql(f"from predictions where subject_id = {chosen.subject_id}").num_rows
+    every = analyst.store.sql(f"from predictions where subject_id = {chosen.subject_id}").num_rows
     assert len(record.predictions) == every
 
 
 def test_without_a_patient_or_with_an_unknown_one_there_are_words(
-    rows: Answers, choices: Choices, state: State
+    analyst: Answers, choices: Choices, state: State
 ) -> None:
     """No query is asked before somebody is chosen; an id that nobody has is said."""
     for view in (PatientHead(choices, Chosen), PatientEvents(choices, Chosen, Range1d()), PatientSum(choices, Chosen)):
         with pytest.raises(UserError, match=re.escape(CHOOSE)):
             view.questions(state)
     with pytest.raises(UserError, match="no patient 987654"):
-        put(PatientHead(choices, lambda: Chosen(987654)), rows, state)
+        put(PatientHead(choices, lambda: Chosen(987654)), analyst, state)
 
 
-def test_timeline_shows_every_value_once(rows: Answers, choices: Choices, state: State, chosen: Chosen) -> None:
+def test_timeline_shows_every_value_once(analyst: Answers, choices: Choices, state: State, chosen: Chosen) -> None:
     """Each value at its time with its contribution, undated ones in the strip, zero in the middle of the colours."""
     view = PatientEvents(choices, lambda: chosen, Range1d())
-    put(view, rows, state)
-    record = record_of(rows.now(view.questions(state)["patient"]), chosen)
+    put(view, analyst, state)
+    record = record_of(analyst.now(view.questions(state)["patient"]), chosen)
     axis, drawn = RecordAxis.of(record), view.source.data
     told = sorted((axis.place(row["hours_before"]), row["contribution"]) for row in record.values)
     assert sorted(zip(drawn["x"], drawn["contribution"], strict=True)) == told
@@ -157,13 +147,13 @@ def test_timeline_shows_every_value_once(rows: Answers, choices: Choices, state:
 
 
 def test_bars_lead_from_the_baseline_to_the_score(
-    rows: Answers, choices: Choices, state: State, chosen: Chosen
+    analyst: Answers, choices: Choices, state: State, chosen: Chosen
 ) -> None:
     """Each begins where the one above ends; codes beyond the largest are one bar, so that nothing is left out."""
     view = PatientSum(choices, lambda: chosen)
-    put(view, rows, state)
+    put(view, analyst, state)
     drawn = view.source.data
-    record = record_of(rows.now(view.questions(state)["patient"]), chosen)
+    record = record_of(analyst.now(view.questions(state)["patient"]), chosen)
     assert drawn["left"][0] == record.head["baseline_score"]
     assert drawn["left"][1:] == drawn["right"][:-1]
     assert drawn["right"][-1] == pytest.approx(record.head["score"], abs=choices.runs[state.run]["tolerance"])
@@ -181,17 +171,17 @@ def what_if(choices: Choices, served: dict[str, Served], chosen: Chosen) -> Pati
 
 
 def test_course_ends_at_the_stored_prediction(
-    rows: Answers, choices: Choices, state: State, chosen: Chosen, served: dict[str, Served]
+    analyst: Answers, choices: Choices, state: State, chosen: Chosen, served: dict[str, Served]
 ) -> None:
     """The model's last answer is what the store has; every value that may be changed has its contribution."""
     view = what_if(choices, served, chosen)
-    texts = put(view, rows, state)
-    record = record_of(rows.now(view.questions(state)["patient"]), chosen)
+    texts = put(view, analyst, state)
+    record = record_of(analyst.now(view.questions(state)["patient"]), chosen)
     assert view.before.data["score"][-1] == pytest.approx(record.head["score"], abs=1e-5)
     assert view.before.data["probability"][-1] == pytest.approx(record.head["probability"], abs=1e-5)
     assert view.before.data["x"] == sorted(view.before.data["x"])
     assert not view.after.data["x"]
-    tables = {name: rows.now(asked) for name, asked in view.questions(state).items()}
+    tables = {name: analyst.now(asked) for name, asked in view.questions(state).items()}
     places = view.read(state, tables).places
     assert places
     assert sorted(row["contribution"] for row in places) == sorted(
@@ -208,25 +198,25 @@ def test_course_ends_at_the_stored_prediction(
 
 
 def test_changes_move_the_prediction_and_can_be_undone(
-    rows: Answers, choices: Choices, state: State, chosen: Chosen, served: dict[str, Served]
+    analyst: Answers, choices: Choices, state: State, chosen: Chosen, served: dict[str, Served]
 ) -> None:
     """What is shown is what the engine answers; an impossible change is said beside the button that undoes it."""
     assert chosen.subject_id is not None
     assert chosen.time is not None
     view = what_if(choices, served, chosen)
-    tables = {name: rows.now(asked) for name, asked in view.questions(state).items()}
+    tables = {name: analyst.now(asked) for name, asked in view.questions(state).items()}
     lab = next(row for row in view.read(state, tables).places if row["code"] == "lab")
     changes = (SetNumber(lab["place"], 3.0), Add("drug", chosen.time - timedelta(hours=5)))
     told = served[state.run].prediction(chosen.subject_id, chosen.time, changes)
     assert told.after.score != told.before.score
     changed = what_if(choices, served, replace(chosen, changes=changes))
-    texts = put(changed, rows, state)
+    texts = put(changed, analyst, state)
     assert changed.before.data["score"][-1] == told.before.score
     assert changed.after.data["score"][-1] == told.after.score
     assert f"{abs(told.after.score):.3g}"[:4] in texts["patient_what_if_words"]
     assert texts["patient_what_if_changes"].count('data-act="undo" data-at=') == 2
     impossible = what_if(choices, served, replace(chosen, changes=(*changes, Remove(10_000))))
-    texts = put(impossible, rows, state)
+    texts = put(impossible, analyst, state)
     assert "none 10000" in texts["patient_what_if_changes"]
     assert texts["patient_what_if_changes"].count('data-act="undo" data-at=') == 3
     assert not impossible.after.data["x"]
@@ -234,9 +224,9 @@ def test_changes_move_the_prediction_and_can_be_undone(
         what_if(choices, {}, chosen).questions(state)
 
 
-def test_a_model_of_another_run_is_refused(small_run: SmallRun, rows: Answers) -> None:
+def test_a_model_of_another_run_is_refused(small_run: SmallRun, analyst: Answers) -> None:
     """One sentence says which directory is meant; of several runs those of the model are served."""
-    run = rows.store.runs()[0]
+    run = analyst.store.runs()[0]
     with pytest.raises(UserError, match="other weights"):
         served_of(small_run.model, small_run.sequences, [{**run, "model_sha256": "0"}])
     found = served_of(small_run.model, small_run.sequences, [{**run, "run_id": "other", "model_sha256": "0"}, run])

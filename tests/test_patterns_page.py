@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pyarrow as pa
@@ -21,25 +19,6 @@ from whenwhy.server.named_rows import NamedRow, NamedRows
 from whenwhy.server.state import State, default_state
 from whenwhy.server.views import Groups, Partners
 from whenwhy.server.views.partners import at_lag
-from whenwhy.store import open_store
-
-
-@pytest.fixture(scope="module")
-def analyst(small_run: SmallRun) -> Iterator[Answers]:
-    """What the small cohort's store answers analysts."""
-    opened = open_store(small_run.store, "analyst")
-    with ThreadPoolExecutor(1) as pool:
-        yield Answers(opened, pool)
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def viewer(small_run: SmallRun) -> Iterator[Answers]:
-    """What it answers viewers."""
-    opened = open_store(small_run.store, "viewer")
-    with ThreadPoolExecutor(1) as pool:
-        yield Answers(opened, pool)
-    opened.close()
 
 
 def of(answers: Answers, feature: str = "lab") -> State:
@@ -161,7 +140,7 @@ def test_what_has_no_partner_is_told_in_words(analyst: Answers) -> None:
 
 def test_viewers_are_told_that_analysts_alone_see_pairs(viewer: Answers) -> None:
     """Nothing is asked of rows."""
-    with pytest.raises(UserError, match="analysts alone may see"):
+    with pytest.raises(UserError, match="for analysts alone"):
         Partners(choices_of(viewer, viewer.store.role), nothing).questions(of(viewer))
 
 

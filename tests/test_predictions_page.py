@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -26,25 +24,6 @@ from whenwhy.server.state import State, default_state
 from whenwhy.server.views import Calibration, Confusion, OverTime, ScoreDistribution
 from whenwhy.server.views.calibration import stretched
 from whenwhy.server.views.scores import BINS, ENOUGH
-from whenwhy.store import open_store
-
-
-@pytest.fixture(scope="module")
-def analyst(small_run: SmallRun) -> Iterator[Answers]:
-    """What the small cohort's store answers analysts."""
-    opened = open_store(small_run.store, "analyst")
-    with ThreadPoolExecutor(1) as pool:
-        yield Answers(opened, pool)
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def viewer(small_run: SmallRun) -> Iterator[Answers]:
-    """What it answers viewers."""
-    opened = open_store(small_run.store, "viewer")
-    with ThreadPoolExecutor(1) as pool:
-        yield Answers(opened, pool)
-    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +76,9 @@ def test_calibration_of_several_classes_needs_one_that_is_named(choices: Choices
 
     def explaining(target: str) -> Choices:
         offered = replace(choices.offered[start.run], classes=("all", "dead", "home", "nursing"))
-        return Choices({start.run: {**choices.runs[start.run], "target": target}}, {start.run: offered}, True)
+        return Choices(
+            {start.run: {**choices.runs[start.run], "target": target}}, {start.run: offered}, True, choices.ranges
+        )
 
     for target in ("logit", "unit:3"):
         with pytest.raises(UserError, match="explain a target such as logit:CLASS"):
@@ -290,7 +271,7 @@ def test_viewers_are_told_that_analysts_alone_see_rows(viewer: Answers) -> None:
     choices = choices_of(viewer, viewer.store.role)
     state = replace(default_state(choices), split="train")
     for view in (Calibration(choices), ScoreDistribution(choices, nothing), OverTime(choices, nothing)):
-        with pytest.raises(UserError, match="analysts alone may see"):
+        with pytest.raises(UserError, match="for analysts alone"):
             view.questions(state)
     confusion = Confusion(choices)
     with pytest.raises(UserError, match="choose the stratum everybody"):

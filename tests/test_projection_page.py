@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,22 +23,12 @@ from whenwhy.server.projection import Plane, Profiles, fit_plane, inside, profil
 from whenwhy.server.state import State, default_state, state_from_address
 from whenwhy.server.views.projection import Projection
 from whenwhy.server.views.selected_differences import NOBODY, SelectedDifferences
-from whenwhy.store import open_store
 
 
 @pytest.fixture(scope="module")
-def rows(small_run: SmallRun) -> Iterator[Answers]:
-    """What the small cohort's store answers analysts."""
-    opened = open_store(small_run.store, "analyst")
-    with ThreadPoolExecutor(2) as pool:
-        yield Answers(opened, pool)
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def choices(rows: Answers) -> Choices:
+def choices(analyst: Answers) -> Choices:
     """What it offers them."""
-    return choices_of(rows, "analyst")
+    return choices_of(analyst, "analyst")
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +38,20 @@ def state(choices: Choices) -> State:
 
 
 @pytest.fixture(scope="module")
-def everybody(rows: Answers, state: State) -> Profiles:
+def everybody(analyst: Answers, state: State) -> Profiles:
     """The profiles of the held-out patients."""
-    return profiles_of(rows.store.ask("contribution_profiles"))
+    return profiles_of(analyst.store.ask("contribution_profiles"))
 
 
-def shown(rows: Answers, choices: Choices, state: State) -> Projection:
-    view = Projection(choices, rows, lambda members: None)
-    put(view, rows, state)
+def shown(analyst: Answers, choices: Choices, state: State) -> Projection:
+    view = Projection(choices, analyst, lambda members: None)
+    put(view, analyst, state)
     return view
 
 
-def test_profiles_are_the_rows(rows: Answers, everybody: Profiles) -> None:
+def test_profiles_are_the_rows(analyst: Answers, everybody: Profiles) -> None:
     """Every sum of a code in a prediction, and the code that carries most as the list of patients has it."""
-    table = rows.store.ask("contribution_profiles").to_pylist()
+    table = analyst.store.ask("contribution_profiles").to_pylist()
     at = {prediction: row for row, prediction in enumerate(everybody.predictions["prediction_id"].to_pylist())}
     dense = everybody.matrix.toarray()
     for row in table:
@@ -72,7 +60,7 @@ def test_profiles_are_the_rows(rows: Answers, everybody: Profiles) -> None:
     assert (dense != 0).sum() <= sum(row["code"] is not None for row in table)
     told = {
         (row["subject_id"], row["prediction_time"]): (row["code"], row["contribution"])
-        for row in rows.store.ask("patients", top=10_000).to_pylist()
+        for row in analyst.store.ask("patients", top=10_000).to_pylist()
     }
     for about, carrier in zip(everybody.predictions.to_pylist(), everybody.carriers, strict=True):
         code, by = carrier or (None, None)
@@ -140,10 +128,10 @@ def test_inside_agrees_with_a_circle() -> None:
     assert np.array_equal(found[sure], (distance < 1)[sure])
 
 
-def test_cohort_stands_where_it_stood_among_everybody(rows: Answers, choices: Choices, state: State) -> None:
+def test_cohort_stands_where_it_stood_among_everybody(analyst: Answers, choices: Choices, state: State) -> None:
     """Choosing a class moves nobody; the others are behind, and nobody is drawn twice."""
-    whole = shown(rows, choices, state)
-    some = shown(rows, choices, replace(state, cohort=Cohort("true")))
+    whole = shown(analyst, choices, state)
+    some = shown(analyst, choices, replace(state, cohort=Cohort("true")))
     everywhere = set(zip(whole.source.data["x"].tolist(), whole.source.data["y"].tolist(), strict=True))
     front = list(zip(some.source.data["x"].tolist(), some.source.data["y"].tolist(), strict=True))
     behind = list(zip(some.behind.data["x"].tolist(), some.behind.data["y"].tolist(), strict=True))
@@ -152,14 +140,14 @@ def test_cohort_stands_where_it_stood_among_everybody(rows: Answers, choices: Ch
     assert len(whole.source.data["x"]) == len(front) + len(behind)
     assert len(whole.behind.data["x"]) == 0
     assert set(some.source.data["label"]) == {"true"}
-    asked = rows.store.ask("contribution_profiles", **{"class": "true"})
+    asked = analyst.store.ask("contribution_profiles", **{"class": "true"})
     assert len(front) == len(set(asked["prediction_id"].to_pylist()))
 
 
-def test_lines_join_each_patient_in_time(rows: Answers, choices: Choices, state: State) -> None:
+def test_lines_join_each_patient_in_time(analyst: Answers, choices: Choices, state: State) -> None:
     """One a patient who has several predictions, through all of them, the earliest first."""
-    view = shown(rows, choices, state)
-    told = rows.store.ask("patients", order_by="subject_id", top=10_000).to_pylist()
+    view = shown(analyst, choices, state)
+    told = analyst.store.ask("patients", order_by="subject_id", top=10_000).to_pylist()
     times: dict[int, list[int]] = {}
     for row in told:
         times.setdefault(row["subject_id"], []).append(row["prediction_time"])
@@ -174,13 +162,13 @@ def test_lines_join_each_patient_in_time(rows: Answers, choices: Choices, state:
         assert of["prediction_time"].to_pylist() == sorted(of["prediction_time"].to_pylist())
 
 
-def test_colours(rows: Answers, choices: Choices, state: State) -> None:
+def test_colours(analyst: Answers, choices: Choices, state: State) -> None:
     """Each label the colour that it has on other pages; scores about zero, equally far to both sides."""
-    view = shown(rows, choices, state)
+    view = shown(analyst, choices, state)
     data = view.source.data
     pairs = set(zip(data["label"], data["color"], strict=True))
     assert pairs == set(colors_of(["false", "true"]).items())
-    view = shown(rows, choices, replace(state, color="score"))
+    view = shown(analyst, choices, replace(state, color="score"))
     data, palette = view.source.data, view.mapper.palette
     assert view.mapper.low == -view.mapper.high
     assert view.mapper.high == max(abs(data["score"]))
@@ -222,7 +210,7 @@ def test_a_lasso_selects_whom_it_surrounds(small_run: SmallRun, tmp_path: Path) 
         name = session.state.selected.text
         view._drawn(SimpleNamespace(final=True, geometry={"type": "poly", "x": far[0], "y": far[1]}))
         assert session.state.selected.text == name
-        assert len(session.saved.names) == 1
+        assert session.saved.names == [], "it has no name that somebody gave"
         session.act("select", {"condition": None})
         settle(session)
         assert (view.source.data["alpha"] == 1.0).all()
@@ -231,15 +219,15 @@ def test_a_lasso_selects_whom_it_surrounds(small_run: SmallRun, tmp_path: Path) 
 
 
 def test_differences_are_of_the_selected_and_the_rest_of_the_cohort(
-    rows: Answers, choices: Choices, state: State
+    analyst: Answers, choices: Choices, state: State
 ) -> None:
     """The comparison of both, each within the cohort, as the query answers it."""
-    middle = np.median(rows.store.ask("patients", stratum="sex=F", top=10_000)["score"].to_numpy())
+    middle = np.median(analyst.store.ask("patients", stratum="sex=F", top=10_000)["score"].to_numpy())
     half = condition_of(f"where:score > {middle}")
     of = replace(state, cohort=Cohort("all", "sex=F"), selected=half)
     view = SelectedDifferences(choices)
-    found = view.read(of, {name: rows.now(asked) for name, asked in view.questions(of).items()}).rows
-    told = rows.store.ask(
+    found = view.read(of, {name: analyst.now(asked) for name, asked in view.questions(of).items()}).rows
+    told = analyst.store.ask(
         "cohort_comparison",
         cohort_a=f"score > {middle} and sex = 'F'",
         cohort_b=f"score <= {middle} and sex = 'F'",
@@ -250,28 +238,30 @@ def test_differences_are_of_the_selected_and_the_rest_of_the_cohort(
     for name in ("difference", "difference_low", "n_patients_a", "n_patients_b"):
         assert [row[name] for row in found] == pytest.approx([row[name] for row in told], nan_ok=True), name
     few = replace(state, selected=condition_of("where:score > 1e9"))
-    assert "Nothing to compare" in put(view, rows, few)["selected_differences_words"]
+    assert "Nothing to compare" in put(view, analyst, few)["selected_differences_words"]
 
 
 def test_viewers_see_no_prediction(small_run: SmallRun) -> None:
     """One sentence instead of the plane, and no name for single predictions."""
     with session_at(small_run.store, "viewer", small_run.store) as session:
         session.begin(pages()["projection"].views(session))
-        assert "shown to analysts alone" in settle(session)["texts"]["projection_words"]
+        assert "for analysts alone" in settle(session)["texts"]["projection_words"]
         session.act("lasso", {"members": [(1, 2)]})
         assert session.state.selected is None
         assert session.saved.names == []
 
 
-def test_members_are_who_is_meant(rows: Answers) -> None:
+def test_members_are_who_is_meant(analyst: Answers) -> None:
     """The predicate of some predictions holds for these alone, before 1970 and of negative ids too."""
-    told = rows.store.sql("select subject_id, epoch_us(prediction_time) as at from predictions limit 40").to_pylist()
+    told = analyst.store.sql("select subject_id, epoch_us(prediction_time) as at from predictions limit 40").to_pylist()
     members = [(row["subject_id"], row["at"]) for row in told]
-    found = rows.store.sql(f"select count(*) as n from predictions where {members_sql([*members, (-5, -7)])}")
+    found = analyst.store.sql(f"select count(*) as n from predictions where {members_sql([*members, (-5, -7)])}")
     assert found.to_pylist() == [{"n": 40}]
 
 
-def test_plane_is_fitted_once(rows: Answers, choices: Choices, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plane_is_fitted_once(
+    analyst: Answers, choices: Choices, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another cohort of the same split asks for no other plane; another split does."""
     fitted: list[Plane] = []
 
@@ -280,7 +270,7 @@ def test_plane_is_fitted_once(rows: Answers, choices: Choices, state: State, mon
         return fitted[-1]
 
     monkeypatch.setattr("whenwhy.server.views.projection.fit_plane", fit)
-    answers = Answers(rows.store, rows._pool)
+    answers = Answers(analyst.store, analyst._pool)
     for cohort in (Cohort(), Cohort("true"), Cohort("all", "sex=F")):
         shown(answers, choices, replace(state, cohort=cohort))
     assert len(fitted) == 1

@@ -49,7 +49,7 @@ def agrees(page: Opened, store: Store, feature: str, first: str, second: str) ->
     assert sources["differences_rows"]["difference"] == [row["difference"] for row in rows]
     assert sources["differences_rows"]["second"] == [row["mean_b"] for row in rows]
     course = store.ask("feature_comparison", feature=feature, **both).to_pylist()
-    assert sources["course_difference_means"]["difference"] == [row["difference"] for row in course]
+    assert sources["course_difference_means"]["mean"] == [row["difference"] for row in course]
     told = [store.ask("number_at_risk", **{"class": label}).to_pylist() for label in (first, second)]
     counts = [row["n_patients"] for rows in told for row in rows if row["time_bin"] is not None]
     assert sources["at_risk_counts"]["n_patients"] == counts

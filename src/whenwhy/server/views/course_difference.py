@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from bokeh.models import BasicTicker
-from bokeh.models.annotations.geometry import Span
-from bokeh.models.glyphs import Quad, Scatter, Segment
 from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Question, question
-from whenwhy.server.charts import FADED, ZERO_LINE, Columns, TimeFrame, around_zero, draw, empty, tooltip
+from whenwhy.server.charts import FADED, Columns, TimeFrame
 from whenwhy.server.choices import Choices
+from whenwhy.server.course import CourseChart, TimedMean
 from whenwhy.server.labels import NO_INTERVAL, interval, no_cells, quantity_in_unit, signed, unit_of
 from whenwhy.server.markup import heading, in_details, table, words
 from whenwhy.server.state import State
@@ -42,47 +40,21 @@ class CourseDifference:
 
     def __init__(self, choices: Choices, frame: TimeFrame) -> None:
         self._choices = choices
-        self.source, self.bands = empty(*COLUMNS), empty("left", "right", "low", "high", "alpha")
-        self.source.name, self.bands.name = "course_difference_means", "course_difference_bands"
-        self._plot = frame.chart(190, min_border_top=8, min_border_bottom=52)
-        self._plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
-        self._plot.xgrid.visible = False
-        self._plot.add_layout(Span(location=0, dimension="width", line_color=ZERO_LINE, line_width=1))
-        band = Quad(
-            left="left",
-            right="right",
-            bottom="low",
-            top="high",
-            fill_color=DIFFERENCE,
-            fill_alpha="alpha",
-            line_color=None,
-        )
-        draw(self._plot, self.bands, band)
-        line = Segment(
-            x0="left", x1="right", y0="difference", y1="difference", line_color=DIFFERENCE, line_width=2,
-            line_alpha="alpha",
-        )  # fmt: skip
-        point = Scatter(
-            x="x", y="difference", size=6, line_color=DIFFERENCE, fill_color="fill", line_width=2, line_alpha="alpha"
-        )
-        self._plot.add_tools(
-            tooltip(
-                [draw(self._plot, self.source, line), draw(self._plot, self.source, point)],
-                [
-                    ("time", "@time"),
-                    ("difference per event", "@difference_words"),
-                    ("95 % interval", "@interval"),
-                    ("means", "@means"),
-                    ("patients", "@patients"),
-                    ("events", "@events"),
-                ],
-            )
-        )
+        told = [
+            ("time", "@time"),
+            ("difference per event", "@difference_words"),
+            ("95 % interval", "@interval"),
+            ("means", "@means"),
+            ("patients", "@patients"),
+            ("events", "@events"),
+        ]
+        self._course = CourseChart(self.name, frame, 190, WORDS, told)
+        self.source, self.bands = self._course.source, self._course.bands
 
     @property
     def charts(self) -> Mapping[str, UIElement]:
         """The course."""
-        return {"course_difference": self._plot}
+        return {"course_difference": self._course.plot}
 
     def questions(self, state: State) -> Mapping[str, Question]:
         """The feature's difference in each bin."""
@@ -99,13 +71,8 @@ class CourseDifference:
 
     def put(self, data: Course) -> Texts:
         """The card's title, and the course as a table."""
-        self.source.data, self.bands.data = columns(data), band_columns(data)
         run, rows = self._choices.runs[data.state.run], data.rows
-        self._plot.visible = bool(rows)
-        ends = ("difference", "difference_low", "difference_high")
-        low, high = around_zero([row[name] for row in rows for name in ends])
-        self._plot.y_range.update(start=low, end=high)
-        self._plot.yaxis.axis_label = f"difference, {unit_of(run)}"
+        self._course.put(timed_means(rows), tooltip_words(data), f"difference, {unit_of(run)}")
         if not rows:
             none = (
                 f"There is no course of the difference: {no_cells(data.state.min_patients)} in both cohorts, "
@@ -126,27 +93,24 @@ class CourseDifference:
         return {"course_difference_heading": heading(title, told), "course_difference_table": _table(data, run)}
 
 
-COLUMNS = (
-    *("x", "left", "right", "time_bin", "difference", "fill", "alpha", "time", "difference_words", "interval"),
-    *("means", "patients", "events", "n_patients_a", "n_patients_b"),
+WORDS: Final = (
+    *("time", "difference_words", "interval", "means", "patients", "events", "n_patients_a", "n_patients_b"),
 )
 
 
-def _alphas(data: Course) -> list[float]:
-    return [1.0 if is_sure(row["difference_low"], row["difference_high"]) else FADED for row in data.rows]
+def timed_means(rows: Sequence[Mapping[str, Any]]) -> list[TimedMean]:
+    """The differences; pale where the sign is not sure."""
+    return [
+        TimedMean(row["time_bin"], row["difference"], low, high, DIFFERENCE, 1.0 if is_sure(low, high) else FADED)
+        for row in rows
+        for low, high in [(row["difference_low"], row["difference_high"])]
+    ]
 
 
-def columns(data: Course) -> Columns:
-    """The differences at their places, with the words of their tooltips; pale where the sign is not sure."""
+def tooltip_words(data: Course) -> Columns:
+    """What the tooltips say of each."""
     rows = data.rows
     return {
-        "x": [-row["time_bin"] - 0.5 for row in rows],
-        "left": [-row["time_bin"] - 1 for row in rows],
-        "right": [-row["time_bin"] for row in rows],
-        "time_bin": [row["time_bin"] for row in rows],
-        "difference": [row["difference"] for row in rows],
-        "fill": ["#ffffff" if row["difference_low"] is None else DIFFERENCE for row in rows],
-        "alpha": _alphas(data),
         "time": [data.scale.words(row["time_bin"]) for row in rows],
         "difference_words": [signed(row["difference"]) for row in rows],
         "interval": [interval(row["difference_low"], row["difference_high"]) for row in rows],
@@ -155,20 +119,6 @@ def columns(data: Course) -> Columns:
         "events": [f"{row['n_events_a']:,} and {row['n_events_b']:,}" for row in rows],
         "n_patients_a": [row["n_patients_a"] for row in rows],
         "n_patients_b": [row["n_patients_b"] for row in rows],
-    }
-
-
-def band_columns(data: Course) -> Columns:
-    """The intervals, where there are any."""
-    known = [
-        (row, alpha) for row, alpha in zip(data.rows, _alphas(data), strict=True) if row["difference_low"] is not None
-    ]
-    return {
-        "left": [-row["time_bin"] - 1 for row, _ in known],
-        "right": [-row["time_bin"] for row, _ in known],
-        "low": [row["difference_low"] for row, _ in known],
-        "high": [row["difference_high"] for row, _ in known],
-        "alpha": [0.35 * alpha for _, alpha in known],
     }
 
 

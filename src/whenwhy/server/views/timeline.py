@@ -7,28 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from bokeh.models import BasicTicker
-from bokeh.models.annotations.geometry import Span
-from bokeh.models.glyphs import Quad, Scatter, Segment
 from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Question, question
-from whenwhy.server.charts import (
-    CHOSEN,
-    FADED,
-    MARK,
-    REFERENCE,
-    ZERO_LINE,
-    Columns,
-    TimeFrame,
-    around_zero,
-    brushed,
-    draw,
-    empty,
-    tooltip,
-)
+from whenwhy.server.charts import CHOSEN, FADED, MARK, REFERENCE, Columns, TimeFrame, brushed
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import recorded_text
+from whenwhy.server.course import CourseChart, TimedMean
 from whenwhy.server.feature import FeatureCells, asked_of
 from whenwhy.server.labels import found, interval, quantity_in_unit, signed, unit_of
 from whenwhy.server.markup import heading, in_details, table
@@ -58,50 +43,25 @@ class Timeline:
     def __init__(self, choices: Choices, frame: TimeFrame, mark: Mark | None = None) -> None:
         self._choices = choices
         self._feature, self._scale = "", TimeScale(0, 1.0)
-        self.source, self.bands = empty(*COLUMNS), empty(*BANDS)
-        self.source.name, self.bands.name = "timeline_means", "timeline_bands"
-        self._plot = frame.chart(216, min_border_top=8, min_border_bottom=52)
-        self._plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
-        self._plot.xgrid.visible = False
-        self._plot.add_layout(Span(location=0, dimension="width", line_color=ZERO_LINE, line_width=1))
-        band = Quad(
-            left="left",
-            right="right",
-            bottom="low",
-            top="high",
-            fill_color="color",
-            fill_alpha="alpha",
-            line_color=None,
-        )
-        draw(self._plot, self.bands, band)
-        lines = Segment(
-            x0="left", x1="right", y0="mean", y1="mean", line_color="color", line_width=2, line_alpha="alpha"
-        )
-        points = Scatter(
-            x="x", y="mean", size=6, line_color="color", fill_color="fill", line_width=2, line_alpha="alpha"
-        )
-        self._plot.add_tools(
-            tooltip(
-                [draw(self._plot, self.source, lines), draw(self._plot, self.source, points)],
-                [
-                    ("of", "@who"),
-                    ("time", "@time"),
-                    ("mean per event", "@event_words"),
-                    ("95 % interval", "@event_interval"),
-                    ("mean per prediction at risk", "@prediction_words"),
-                    ("95 % interval", "@prediction_interval"),
-                    ("patients", "@n_patients{0,0} of @n_patients_at_risk at risk"),
-                    ("events", "@n_events{0,0}"),
-                ],
-            )
-        )
+        told = [
+            ("of", "@who"),
+            ("time", "@time"),
+            ("mean per event", "@event_words"),
+            ("95 % interval", "@event_interval"),
+            ("mean per prediction at risk", "@prediction_words"),
+            ("95 % interval", "@prediction_interval"),
+            ("patients", "@n_patients{0,0} of @n_patients_at_risk at risk"),
+            ("events", "@n_events{0,0}"),
+        ]
+        self._course = CourseChart("timeline", frame, 216, WORDS, told)
+        self.source = self._course.source
         if mark is not None:
-            brushed(self._plot, partial(self._brushed, mark), "width")
+            brushed(self._course.plot, partial(self._brushed, mark), "width")
 
     @property
     def charts(self) -> Mapping[str, UIElement]:
         """The course."""
-        return {"timeline": self._plot}
+        return {"timeline": self._course.plot}
 
     def questions(self, state: State) -> Mapping[str, Question]:
         """The feature's courses."""
@@ -120,15 +80,10 @@ class Timeline:
     def put(self, data: Course) -> Texts:
         """The card's title, and the course as a table."""
         self._feature, self._scale = data.state.feature, data.scale
-        everything = [row for rows in data.rows.values() for row in rows]
-        self._plot.visible = bool(everything)
-        self.source.data, self.bands.data = columns(data), band_columns(data)
         run = self._choices.runs[data.state.run]
-        ends = ("mean_per_event", "mean_per_event_low", "mean_per_event_high")
-        low, high = around_zero([row[name] for row in everything for name in ends])
-        self._plot.y_range.update(start=low, end=high)
-        self._plot.yaxis.axis_label = f"{unit_of(run)} per event"
-        if not everything:
+        means = timed_means(data)
+        self._course.put(means, tooltip_words(data), f"{unit_of(run)} per event")
+        if not means:
             return {"timeline_heading": "", "timeline_table": ""}
         told = heading(
             f"When it mattered{found(data.summary)}",
@@ -143,11 +98,10 @@ class Timeline:
             mark(recorded_text(self._feature, (), self._scale.hours(first, last)))
 
 
-COLUMNS = (
-    *("x", "left", "right", "time_bin", "mean", "color", "fill", "alpha", "who", "n_patients", "n_events"),
-    *("n_patients_at_risk", "time", "event_words", "event_interval", "prediction_words", "prediction_interval"),
+WORDS: Final = (
+    *("who", "n_patients", "n_events", "n_patients_at_risk", "time"),
+    *("event_words", "event_interval", "prediction_words", "prediction_interval"),
 )
-BANDS = ("left", "right", "low", "high", "color", "alpha")
 
 WHO: Final = {"cohort": "the cohort", "reference": "its reference", "marked": "marked patients"}
 
@@ -177,19 +131,26 @@ def _each(data: Course) -> list[tuple[str, Mapping[str, Any], bool]]:
     ]
 
 
-def columns(data: Course) -> Columns:
-    """The means at their places, with the words of their tooltips."""
+def timed_means(data: Course) -> list[TimedMean]:
+    """The means per event of everybody whose course is drawn; pale beside what is marked."""
+    return [
+        TimedMean(
+            row["time_bin"],
+            row["mean_per_event"],
+            row["mean_per_event_low"],
+            row["mean_per_event_high"],
+            COURSES[who],
+            1.0 if is_marked else FADED,
+        )
+        for who, row, is_marked in _each(data)
+    ]
+
+
+def tooltip_words(data: Course) -> Columns:
+    """What the tooltips say of each."""
     each = _each(data)
     rows = [row for _, row, _ in each]
     return {
-        "x": [-row["time_bin"] - 0.5 for row in rows],
-        "left": [-row["time_bin"] - 1 for row in rows],
-        "right": [-row["time_bin"] for row in rows],
-        "time_bin": [row["time_bin"] for row in rows],
-        "mean": [row["mean_per_event"] for row in rows],
-        "color": [COURSES[who] for who, _, _ in each],
-        "fill": ["#ffffff" if row["mean_per_event_low"] is None else COURSES[who] for who, row, _ in each],
-        "alpha": [1.0 if is_marked else FADED for _, _, is_marked in each],
         "who": [WHO[who] for who, _, _ in each],
         "n_patients": [row["n_patients"] for row in rows],
         "n_events": [row["n_events"] for row in rows],
@@ -207,19 +168,6 @@ def columns(data: Course) -> Columns:
 def at_risk(row: Mapping[str, Any]) -> str:
     """How many patients were under observation, where that may be shown."""
     return "" if row["n_patients_at_risk"] is None else f"{row['n_patients_at_risk']:,}"
-
-
-def band_columns(data: Course) -> Columns:
-    """The intervals, where there are any."""
-    known = [(who, row, is_marked) for who, row, is_marked in _each(data) if row["mean_per_event_low"] is not None]
-    return {
-        "left": [-row["time_bin"] - 1 for _, row, _ in known],
-        "right": [-row["time_bin"] for _, row, _ in known],
-        "low": [row["mean_per_event_low"] for _, row, _ in known],
-        "high": [row["mean_per_event_high"] for _, row, _ in known],
-        "color": [COURSES[who] for who, _, _ in known],
-        "alpha": [0.3 if is_marked else 0.3 * FADED for _, _, is_marked in known],
-    }
 
 
 def _table(data: Course, run: Mapping[str, Any]) -> str:
