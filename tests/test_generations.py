@@ -22,6 +22,8 @@ from whenwhy.events.sequence_directory import TABLE, VOCABULARY
 from whenwhy.events.sequences import PrepareSettings, add_generation, prepare
 from whenwhy.forget import forget
 from whenwhy.models.training import TrainSettings, train
+from whenwhy.server.cohort import members_sql
+from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.shards import StageDirectory
 from whenwhy.statistics import aggregate_cells
 from whenwhy.statistics.leaving import leave, leaving
@@ -199,8 +201,15 @@ def test_a_patient_is_removed_from_everything(everything: dict[str, Path]) -> No
     assert mine > 0
     assert all(holds(everything[name], subject) for name in ("meds", "sequences", "model", "attributions"))
     vocabulary = sequences.entry(VOCABULARY).files[VOCABULARY]["sha256"]
+    drawn = {(subject, 60), (subject, -5), (subject + 10**6, 60)}
+    SavedCohorts(everything["store"]).draw("drawn", members_sql(drawn), "somebody")
+    SavedCohorts(everything["store"]).draw("alone", f"score > 0 and {members_sql({(subject, 60)})}", "somebody")
     lines = forget({subject}, list(everything.values()))
-    assert len(lines) == 6
+    assert len(lines) == 7
+    assert f"{everything['store']}: removed from 2 saved cohorts" in lines
+    saved = SavedCohorts(everything["store"])
+    assert saved.condition("drawn").sql == members_sql({(subject + 10**6, 60)})
+    assert saved.condition("alone").sql == "score > 0 and false"
     assert "train again" in lines[-1]
     assert not any(holds(path, subject) for path in everything.values())
     store = open_store(everything["store"])

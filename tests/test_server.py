@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import io
+import json
 import math
 import os
 import shutil
@@ -17,7 +18,8 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime, tzinfo
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -39,12 +41,12 @@ from whenwhy.server import serve
 from whenwhy.server.answers import OVERHEAD, Answers, Question, question
 from whenwhy.server.charts import FADED, TimeFrame
 from whenwhy.server.choices import Choices, choices_of
-from whenwhy.server.cohort import Cohort, recorded_text
-from whenwhy.server.labels import interval, signed, value_labels
+from whenwhy.server.cohort import Cohort, members_sql, recorded_text
+from whenwhy.server.labels import interval, number, signed, value_labels, value_range
 from whenwhy.server.listening import listen
 from whenwhy.server.pages import pages
 from whenwhy.server.published import Published
-from whenwhy.server.saved_cohorts import SavedCohorts
+from whenwhy.server.saved_cohorts import SAVED_FILE, SavedCohorts
 from whenwhy.server.session import Session
 from whenwhy.server.state import ORDERS, State, default_state, state_from_address
 from whenwhy.server.time_scale import TimeScale
@@ -53,7 +55,7 @@ from whenwhy.server.view import Tables, Texts, View
 from whenwhy.server.views import About, AtRisk, HeatMap, Ranking, Timeline, ValueEffect
 from whenwhy.server.views.ranking import MEASURES
 from whenwhy.shipped import shipped
-from whenwhy.store import Store, open_store
+from whenwhy.store import Store
 from whenwhy.store.open import Role
 
 SERVE = """
@@ -65,33 +67,9 @@ serve(Path(sys.argv[1]), port=0, on_ready=lambda url: print(url, flush=True))
 
 
 @pytest.fixture(scope="module")
-def store(small_run: SmallRun) -> Iterator[Store]:
-    """The small cohort as a viewer sees it."""
-    opened = open_store(small_run.store, "viewer")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def answers(store: Store) -> Iterator[Answers]:
-    """What the small cohort's store answers viewers."""
-    with ThreadPoolExecutor(2) as pool:
-        yield Answers(store, pool)
-
-
-@pytest.fixture(scope="module")
-def rows(small_run: SmallRun) -> Iterator[Answers]:
-    """What it answers analysts."""
-    opened = open_store(small_run.store, "analyst")
-    with ThreadPoolExecutor(2) as pool:
-        yield Answers(opened, pool)
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def choices(answers: Answers) -> Choices:
+def choices(viewer: Answers) -> Choices:
     """What it offers."""
-    return choices_of(answers, "viewer")
+    return choices_of(viewer, "viewer")
 
 
 def views(choices: Choices) -> list[View]:
@@ -184,6 +162,7 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
     run = next(iter(choices.runs))
     offered = choices.offered[run]
     for feature in offered.features:
+        values = tuple(row["feature_value_id"] for row in choices.ranges(run, feature)[-2:])
         for stratum in offered.strata:
             state = State(
                 run,
@@ -191,7 +170,7 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
                 feature,
                 Cohort(offered.classes[-1], stratum),
                 against=Cohort(offered.classes[0]),
-                selected=choices.condition(recorded_text(feature, (2, 3), (0.0, 48.0)), run),
+                selected=choices.condition(recorded_text(feature, values, (0.0, 48.0)), run),
                 other=feature,
                 other_run=run,
                 subgroups=offered.kinds[-1],
@@ -214,8 +193,8 @@ def test_an_address_reproduces_its_state(choices: Choices) -> None:
         ("color", "age", "There is no colour 'age'"),
         ("lag", "2", "There is no lag '2'"),
         ("against_class", "maybe", "There is no class 'maybe'"),
-        ("where", "where:score > 0", "Conditions of one's own need the rows of patients"),
-        ("where", "recorded:lab", "Conditions of one's own need the rows of patients"),
+        ("where", "where:score > 0", "Conditions of one's own: for analysts alone"),
+        ("where", "recorded:lab", "Conditions of one's own: for analysts alone"),
         ("selected", "nonsense", "There is no condition 'nonsense'"),
         ("against", "rest", "There is no reference 'rest'"),
         ("run", "x", "There is no run 'x'"),
@@ -237,41 +216,41 @@ def test_an_unknown_value_is_told_and_becomes_the_default(choices: Choices, name
 # -- views --------------------------------------------------------------------------------------------
 
 
-def test_views_show_every_cohort_and_feature(store: Store, answers: Answers, choices: Choices) -> None:
+def test_views_show_every_cohort_and_feature(viewer: Answers, choices: Choices) -> None:
     """What they put equals what the queries answer, holds no small count, and never fails, also in thin cohorts."""
     run = next(iter(choices.runs))
     made = views(choices)
     shown = 0
-    cohorts = store.ask("cohorts").to_pylist()
+    cohorts = viewer.store.ask("cohorts").to_pylist()
     everybody = [cohort for cohort in cohorts if cohort["class"] == cohort["stratum"] == "all"]
-    for number, cohort in enumerate([*everybody, *cohorts[::30]]):
+    for at, cohort in enumerate([*everybody, *cohorts[::30]]):
         for feature in choices.offered[run].features:
             own = Cohort(cohort["class"], cohort["stratum"])
-            against = Cohort() if number % 2 else None
+            against = Cohort() if at % 2 else None
             state = State(run, cohort["split"], feature, own, against=against)
             for view in made:
-                put(view, answers, state)
+                put(view, viewer, state)
                 for source in sources(view):
                     for name in ("n_patients", "n_predictions"):
                         assert all(n >= 11 for n in source.data.get(name, []))
-            cells = store.ask("feature_heatmap", feature=feature, **state.of()).to_pydict()
+            cells = viewer.store.ask("feature_heatmap", feature=feature, **state.of()).to_pydict()
             heat_map = next(view for view in made if isinstance(view, HeatMap)).panels["cohort"]
             assert heat_map.shown.data["mean"] == cells["mean_per_event"]
             assert heat_map.mapper.low == -heat_map.mapper.high
-            n_bins = TimeScale.of(store.ask("time_bins").to_pylist()).n_bins
-            n_values = store.ask("feature_bins", feature=feature).num_rows
+            n_bins = TimeScale.of(viewer.store.ask("time_bins").to_pylist()).n_bins
+            n_values = viewer.store.ask("feature_bins", feature=feature).num_rows
             assert len(heat_map.shown.data["x"]) + len(heat_map.hidden.data["x"]) == n_bins * n_values
             shown += len(cells["time_bin"])
     assert shown > 0
 
 
 @pytest.mark.parametrize("order", [order for order in ORDERS if order != "difference"])
-def test_features_stand_in_the_order_that_is_asked_for(answers: Answers, choices: Choices, order: str) -> None:
+def test_features_stand_in_the_order_that_is_asked_for(viewer: Answers, choices: Choices, order: str) -> None:
     """The bars are the query's rows; what is not sure is pale."""
     state = replace(default_state(choices), order=order)
     ranking = Ranking(choices, lambda feature: None)
-    texts = put(ranking, answers, state)
-    rows = answers.now(ranking.questions(state)["rows"]).to_pylist()
+    texts = put(ranking, viewer, state)
+    rows = viewer.now(ranking.questions(state)["rows"]).to_pylist()
     assert ranking.source.data["code"] == [row["code"] for row in rows]
     assert ranking.source.data["value"] == [row[MEASURES[order].value] for row in rows]
     assert all(html.escape(row["code"]) in texts["ranking_table"] for row in rows)
@@ -281,47 +260,47 @@ def test_features_stand_in_the_order_that_is_asked_for(answers: Answers, choices
         assert (alpha == 1) == (not is_measured or (low is not None and high is not None and not low <= 0 <= high))
 
 
-def test_two_cohorts_share_a_scale_and_their_difference_has_its_own(rows: Answers) -> None:
+def test_two_cohorts_share_a_scale_and_their_difference_has_its_own(analyst: Answers) -> None:
     """Differences stand under the first minus the second, zero in the middle of each scale."""
-    choices = choices_of(rows, "analyst")
+    choices = choices_of(analyst, "analyst")
     state = default_state(choices)
     state = replace(state, cohort=Cohort("true"), against="rest", order="difference")
     heat_map = HeatMap(choices, TimeFrame(), lambda condition: None, difference=True)
     ranking = Ranking(choices, lambda feature: None)
     for feature in choices.offered[state.run].features:
         state = replace(state, feature=feature)
-        put(heat_map, rows, state)
+        put(heat_map, analyst, state)
         panels = heat_map.panels
         assert panels["cohort"].mapper.high == panels["reference"].mapper.high
         assert all(panel.mapper.low == -panel.mapper.high for panel in panels.values())
-        told = rows.now(heat_map.questions(state)["difference"]).to_pylist()
+        told = analyst.now(heat_map.questions(state)["difference"]).to_pylist()
         assert panels["difference"].shown.data["mean"] == [row["difference"] for row in told]
         for row, alpha in zip(told, panels["difference"].shown.data["alpha"], strict=True):
             assert (alpha == 1) == bool(row["is_different"])
-        ready = rows.now(question("feature_heatmap", feature=feature, **state.of(Cohort("false")))).to_pydict()
+        ready = analyst.now(question("feature_heatmap", feature=feature, **state.of(Cohort("false")))).to_pydict()
         assert panels["reference"].shown.data["mean"] == pytest.approx(ready["mean_per_event"])
-    put(ranking, rows, state)
+    put(ranking, analyst, state)
     assert ranking.source.data["alpha"] == [
-        1.0 if row["is_discovery"] else FADED for row in rows.now(ranking.questions(state)["rows"]).to_pylist()
+        1.0 if row["is_discovery"] else FADED for row in analyst.now(ranking.questions(state)["rows"]).to_pylist()
     ]
 
 
-def test_what_is_marked_reaches_every_view(rows: Answers) -> None:
+def test_what_is_marked_reaches_every_view(analyst: Answers) -> None:
     """Its cells are outlined, other bins and ranges fade, and who has it is counted and drawn beside the others."""
-    choices = choices_of(rows, "analyst")
+    choices = choices_of(analyst, "analyst")
     state = default_state(choices)
-    cell = rows.now(question("feature_heatmap", feature=state.feature)).to_pylist()[0]
+    cell = analyst.now(question("feature_heatmap", feature=state.feature)).to_pylist()[0]
     value, time_bin = cell["feature_value_id"], cell["time_bin"]
     scale = choices.offered[state.run].time
     text = recorded_text(state.feature, (value,), scale.hours(time_bin, time_bin))
     state = replace(state, selected=choices.condition(text, state.run))
     assert state.selected_cohort is not None
     about, ranking, heat_map, at_risk, timeline, effect = views(choices)
-    texts = put(about, rows, state)
-    whole = rows.now(question("number_at_risk", **state.of(state.selected_cohort))).to_pylist()[-1]
+    texts = put(about, analyst, state)
+    whole = analyst.now(question("number_at_risk", **state.of(state.selected_cohort))).to_pylist()[-1]
     assert f"{whole['n_patients']:,} patient" in texts["cohort"]
     for view in (ranking, heat_map, at_risk, timeline, effect):
-        put(view, rows, state)
+        put(view, analyst, state)
     shown = heat_map.panels["cohort"].shown.data
     places = list(zip(shown["feature_value_id"], shown["time_bin"], strict=True))
     assert [place for place, line in zip(places, shown["line"], strict=True) if line != "#ffffff"] == [
@@ -344,14 +323,43 @@ def test_what_is_marked_reaches_every_view(rows: Answers) -> None:
     ]
 
 
-def test_a_viewers_mark_says_where_and_not_who(answers: Answers, choices: Choices) -> None:
+@pytest.mark.parametrize("role", ["viewer", "analyst"])
+def test_marked_ranges_are_named_neighbours_as_one(role: Role, request: pytest.FixtureRequest) -> None:
+    """By the limits that the role may know; a range of another feature is refused."""
+    answers: Answers = request.getfixturevalue(role)
+    choices = choices_of(answers, role)
+    run = next(iter(choices.runs))
+    bins = [row for row in answers.now(question("feature_bins", feature="lab")).to_pylist() if row["bin"] is not None]
+    ids = [row["feature_value_id"] for row in bins]
+
+    def edge(value: float | None) -> str:
+        return "…" if value is None else number(value)
+
+    def words(*values: int) -> str:
+        told: str = choices.condition(recorded_text("lab", values), run).words
+        return told.removeprefix(choices.offered[run].name_of("lab"))
+
+    unit = f" {bins[0]['unit']}" if bins[0]["unit"] else ""
+    low, middle, high = bins[:3]
+    assert words(ids[1]) == f" {edge(middle['low'])} to {edge(middle['high'])}{unit} recorded"
+    assert words(ids[1], ids[0]) == f" {value_range(low['low'], middle['high'])}{unit} recorded"
+    assert words(ids[0], ids[2]) == (
+        f" {value_range(low['low'], low['high'])}{unit} or {edge(high['low'])} to {edge(high['high'])}{unit} recorded"
+    )
+    assert words(*ids) == f" {value_range(low['low'], bins[-1]['high'], bins[0]['unit'])} recorded"
+    assert words() == " recorded"
+    with pytest.raises(UserError, match="no range 99999 of lab"):
+        words(99999)
+
+
+def test_a_viewers_mark_says_where_and_not_who(viewer: Answers, choices: Choices) -> None:
     """No rows are asked for it."""
     state = default_state(choices)
     marked = replace(state, selected=choices.condition(recorded_text(state.feature, (), (0.0, 1e9)), state.run))
     assert marked.selected_cohort is None
     for view in views(choices):
         assert view.questions(marked).keys() == view.questions(state).keys()
-        put(view, answers, marked)
+        put(view, viewer, marked)
 
 
 def test_views_hold_no_sql() -> None:
@@ -458,13 +466,13 @@ def test_a_question_goes_on_while_anybody_waits_and_is_stopped_when_nobody_does(
     store.close()
 
 
-def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch, viewer: Answers) -> None:
     """The answers that were not asked for longest go first."""
     monkeypatch.setattr("whenwhy.server.answers.KEPT_BYTES", 12_000)
 
     async def ask() -> None:
         with ThreadPoolExecutor(1) as pool:
-            answers = Answers(store, pool)
+            answers = Answers(viewer.store, pool)
             for top in range(1, 20):
                 await answers.answer(question("top_features", top=top))
             assert 0 < answers._bytes <= 12_000
@@ -656,6 +664,50 @@ def test_an_analyst_builds_a_cohort_and_compares_it(small_run: SmallRun, tmp_pat
         assert session.told.tags[0]["state"]["saved"] == ["everybody"], (
             "the list has it although the cohort is the same"
         )
+
+
+def test_viewers_forget_what_they_saved_themselves(small_run: SmallRun, tmp_path: Path) -> None:
+    """Not what others did, and the page offers nothing else."""
+    with session_at(small_run.store, "viewer", tmp_path) as session:
+        session.begin([])
+        SavedCohorts(tmp_path).save("of an analyst", Cohort("true"), "somebody else")
+        session.act("save", {"name": "mine"})
+        told = session.told.tags[0]["state"]
+        assert (told["saved"], told["forgettable"]) == (["mine", "of an analyst"], ["mine"])
+        session.act("forget", {"name": "of an analyst"})
+        assert "Somebody else saved" in html.unescape(session.told.tags[0]["texts"]["notice"])
+        session.act("forget", {"name": "mine"})
+        assert session.saved.names == ["of an analyst"]
+        session.act("forget", {"name": "nobody's"})
+        assert "no saved cohort" in html.unescape(session.told.tags[0]["texts"]["notice"])
+    with session_at(small_run.store, "analyst", tmp_path) as session:
+        session.begin([])
+        session.act("forget", {"name": "of an analyst"})
+        assert session.saved.names == []
+
+
+def test_the_latest_drawn_cohorts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every one that has a name which somebody gave."""
+    monkeypatch.setattr("whenwhy.server.saved_cohorts.DRAWN_KEPT", 2)
+    saved = SavedCohorts(tmp_path)
+    saved.save("named", Cohort("true"), "somebody")
+    for at in range(4):
+        monkeypatch.setattr("whenwhy.server.saved_cohorts.datetime", Clock(at))
+        saved.draw(f"drawn {at}", members_sql({(at, at)}), "somebody")
+    assert saved.names == ["named"]
+    assert saved.condition("drawn 3").sql == members_sql({(3, 3)})
+    assert list(json.loads((tmp_path / SAVED_FILE).read_text())) == ["drawn 2", "drawn 3", "named"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Stands still at a second."""
+
+    second: int
+
+    def now(self, zone: tzinfo) -> datetime:
+        """That second."""
+        return datetime(2026, 1, 1, second=self.second, tzinfo=zone)
 
 
 def test_csv_is_what_the_store_answers(small_run: SmallRun) -> None:

@@ -100,6 +100,7 @@ def _forgotten(
     for store, runs in of_store.items():
         leave(store, leavers[store])
         lines.append(_rebuilt(store, runs, wanted))
+        lines += _leave_saved_cohorts(store, wanted)
     if any(stage.manifest["stage"] == "train" for stage in stages):
         lines.append("Weights keep what they learned from a training patient: train again to remove that too.")
     lines += [
@@ -247,6 +248,16 @@ def _store_holds(store: Path, wanted: pa.Array) -> bool:
             if db.execute(f"select 1 from predictions where subject_id in ({ids}) limit 1").fetchall():
                 return True
     return any(store.glob(".building-*"))
+
+
+def _leave_saved_cohorts(store: Path, wanted: pa.Array) -> list[str]:
+    """A line where cohorts that were drawn on the dashboard named one of the patients."""
+    if not (store / "cohorts.json").exists():
+        return []
+    from whenwhy.server.saved_cohorts import SavedCohorts  # Bokeh need not be there otherwise
+
+    n = SavedCohorts(store).leave(set(wanted.to_pylist()))
+    return [f"{store}: removed from {n:,} saved cohorts"] if n else []
 
 
 def _rebuilt(store: Path, runs: Sequence[Path], wanted: pa.Array) -> str:

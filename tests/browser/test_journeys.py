@@ -251,7 +251,7 @@ def test_two_roles_never_share_an_answer(chromium: Browser, small_run: SmallRun,
                     told = store.ask("feature_heatmap", feature="lab", **cohort)
                 assert shown[role] == told["n_patients"].to_pylist()
                 page.open("/patient")
-                assert ("Single patients are shown to analysts alone" in page.words()) == (role == "viewer")
+                assert ("Single patients: for analysts alone" in page.words()) == (role == "viewer")
                 assert any("subject" in frame for frame in page.frames) == (role == "analyst")
     assert len(shown["analyst"]) > len(shown["viewer"]), "some cells are for analysts alone"
 

@@ -120,7 +120,7 @@ def test_a_viewer_sees_what_is_predicted_and_words(
         opened(chromium, url) as page,
     ):
         page.open("/predictions")
-        assert page.words().count("which analysts alone may see") == 3
+        assert page.words().count("for analysts alone") == 3
         for name in ("scores", "calibration", "over_time"):
             assert page.attribute(name, "visible") is False
         assert not page.page.get_by_role("button", name="CSV of scores").is_visible()

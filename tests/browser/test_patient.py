@@ -127,7 +127,7 @@ def test_viewers_receive_words_and_no_patient(
     with served(small_run.store, log) as address, opened(chromium, address) as page:
         for name in ("patient", "projection"):
             page.open(f"/{name}")
-            assert page.page.get_by_text("Single patients are shown to analysts alone").first.is_visible()
+            assert page.page.get_by_text("Single patients: for analysts alone").first.is_visible()
             assert not page.page.get_by_role("textbox", name="Find a patient by id").is_visible()
         assert not any('data-act=\\"patient\\"' in frame for frame in page.frames)
         assert not any(values for source in page.sources().values() for values in source.values())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.server import patient
 from whenwhy.server.cohort import Cohort, members_sql
+from whenwhy.server.labels import for_analysts
 from whenwhy.server.outcomes import predicted_text
 from whenwhy.server.state import COLORS, LAGS, ORDERS, PARTS, State, default_state
 
@@ -128,9 +129,7 @@ def _compare(session: Session, told: Told) -> State:
         if state.cohort == Cohort():
             raise UserError("Nobody is left beside everybody: choose a class, a stratum or a condition first.")
         if not session.version.choices.has_rows:
-            raise UserError(
-                "Who is left needs the rows of patients, which analysts alone may read: choose a class or a stratum."
-            )
+            raise UserError(for_analysts("Who is left", "Choose a class or a stratum instead."))
         return replace(state, against="rest")
     if kind == "swap" and isinstance(state.against, Cohort):
         return replace(state, cohort=state.against, against=state.cohort)
@@ -177,8 +176,8 @@ def _load(session: Session, told: Told) -> State:
 
 
 def _forget(session: Session, told: Told) -> State:
-    """Nobody has the name any more."""
-    session.saved.forget(str(told["name"]))
+    """Nobody has the name any more; viewers forget what they saved themselves."""
+    session.saved.forget(str(told["name"]), None if session.version.choices.has_rows else session.user)
     return replace(session.state, cohort=session.state.cohort.without_condition(f"saved:{told['name']}"))
 
 
@@ -229,7 +228,7 @@ def _lasso(session: Session, told: Told) -> State:
     sql = members_sql(members)
     # The same predictions have the same name, whoever draws around them.
     name = f"drawn in the plane {hashlib.sha256(sql.encode()).hexdigest()[:8]}"
-    session.saved.save_sql(name, sql, session.user)
+    session.saved.draw(name, sql, session.user)
     return replace(session.state, selected=session.condition(f"saved:{name}", session.state.run))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
@@ -61,6 +62,8 @@ class Choices:
     runs: Mapping[str, Mapping[str, Any]]
     offered: Mapping[str, Offered]
     has_rows: bool
+    #: The rows of feature_bins of a run and a code.
+    ranges: Callable[[str, str], Sequence[Mapping[str, Any]]]
 
     def condition(self, text: str, run: str) -> Condition:
         """The condition of a text of an address; where nobody may read rows, without SQL.
@@ -69,7 +72,7 @@ class Choices:
             UserError: there is no such condition, or it needs rows.
         """
         code = text.removeprefix("recorded:").rsplit("@", 2)[0]
-        condition = condition_of(text, self.offered[run].name_of(code))
+        condition = condition_of(text, self.offered[run].name_of(code), partial(self.ranges, run))
         if self.has_rows:
             return condition
         if condition.code is None:
@@ -88,8 +91,14 @@ class Asks(Protocol):
 def choices_of(answers: Asks, role: Role) -> Choices:
     """What there is to choose; no run where none has a cell that may be shown."""
     runs = {row["run_id"]: row for row in answers.now(question("runs")).to_pylist()}
+
+    @cache
+    def ranges(run: str, code: str) -> list[dict[str, Any]]:
+        told: list[dict[str, Any]] = answers.now(question("feature_bins", feature=code, run=run)).to_pylist()
+        return told
+
     offered = {run: found for run in runs if (found := _offered(answers, run)) is not None}
-    return Choices({run: runs[run] for run in offered}, offered, role == "analyst")
+    return Choices({run: runs[run] for run in offered}, offered, role == "analyst", ranges)
 
 
 def _offered(answers: Asks, run: str) -> Offered | None:

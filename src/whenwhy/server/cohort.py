@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Final
 
 from whenwhy.errors import UserError
-from whenwhy.server.labels import number, shortened, time_range, time_unit
+from whenwhy.server.labels import for_analysts, number, shortened, time_range, time_unit, value_labels
 
 #: What names single patients: never in an address, which may be passed on.
 _IDS: Final = re.compile(r"\b(subject_id|prediction_id)\b", re.IGNORECASE)
 
-NEEDS_ROWS: Final = (
-    "Conditions of one's own need the rows of patients, which analysts alone may read: choose a class and a stratum."
+#: What `members_sql` writes.
+_MEMBERS: Final = re.compile(
+    re.escape("(subject_id, epoch_us(prediction_time)) in (select (unnest([")
+    + r"([-\d, ]+)"
+    + re.escape("]), unnest([")
+    + r"([-\d, ]+)"
+    + re.escape("])))")
 )
+
+NEEDS_ROWS: Final = for_analysts("Conditions of one's own", "Choose a class and a stratum instead.")
+
+#: A code's ranges of values, in order: feature_value_id, bin, low, high and unit of each.
+Ranges = Callable[[str], Sequence[Mapping[str, Any]]]
 
 #: What a brush over a chart of predictions may limit, and how people call it.
 RANGES: Final = {
@@ -126,13 +136,14 @@ class Cohort:
         return " and ".join([*told, *([self.predicate] if self.predicate else [])]) or "true"
 
 
-def condition_of(text: str, feature_name: str | None = None) -> Condition:
+def condition_of(text: str, feature_name: str | None = None, ranges: Ranges | None = None) -> Condition:
     """The condition that a text of an address means.
 
     Args:
         text: `where:SQL`, a predicate over predictions; `recorded:CODE`, or of these values and hours before the
             prediction `recorded:CODE@1,2@0..48`; `range:COLUMN@LOW..HIGH`, low <= it < high, either may be left out.
         feature_name: how people call the code.
+        ranges: the rows of the query feature_bins of a code; None: which ranges are meant is not told.
 
     Raises:
         UserError: no such condition, or one that names single patients.
@@ -152,7 +163,7 @@ def condition_of(text: str, feature_name: str | None = None) -> Condition:
         # A comment at its end must not take the bracket along.
         return Condition(text, told + ("\n" if "--" in told else ""), shortened(" ".join(told.split()), 80))
     if kind == "recorded" and told:
-        return _recorded(text, told, feature_name)
+        return _recorded(text, told, feature_name, ranges)
     column, at, limits = told.partition("@")
     if kind == "range" and column in RANGES and at:
         return _range(text, column, limits)
@@ -170,7 +181,7 @@ def recorded_text(code: str, values: tuple[int, ...] = (), hours: tuple[float, f
     return f"recorded:{code}@{','.join(map(str, values))}@{end}"
 
 
-def _recorded(text: str, told: str, feature_name: str | None) -> Condition:
+def _recorded(text: str, told: str, feature_name: str | None, ranges: Ranges | None) -> Condition:
     code, ids, between = told.rsplit("@", 2) if told.count("@") >= 2 else (told, "", "")
     try:
         values = tuple(int(one) for one in ids.split(",") if one)
@@ -178,7 +189,8 @@ def _recorded(text: str, told: str, feature_name: str | None) -> Condition:
     except ValueError:
         raise UserError(f"'{shortened(text, 60)}' is no condition: write e.g. recorded:hdl@3,4@0..48.") from None
     places = [f"f.code = {quoted(code)}"] + [f"r.feature_value_id in ({', '.join(map(str, values))})"] * bool(values)
-    words = f"{feature_name or code}{' in the chosen ranges' if values else ''} recorded"
+    which = _which(code, values, ranges) if values and ranges is not None else ""
+    words = " ".join(filter(None, [feature_name or code, which, "recorded"]))
     if hours is not None:
         low, high = (hours[0] or 0.0), (hours[1] if hours[1] is not None else math.inf)
         hours = (low, high)
@@ -193,6 +205,26 @@ def _recorded(text: str, told: str, feature_name: str | None) -> Condition:
         values,
         hours,
     )
+
+
+def _which(code: str, values: tuple[int, ...], ranges: Ranges) -> str:
+    """The ranges of values in words, neighbours as one."""
+    known = list(ranges(code))
+    places = {row["feature_value_id"]: i for i, row in enumerate(known)}
+    for one in values:
+        if one not in places:
+            raise UserError(f"There is no range {one} of {code}: mark it again.")
+    if len(known) == 1:
+        return ""
+    joined: list[dict[str, Any]] = []
+    for at in sorted(places[one] for one in values):
+        row = {**known[at], "at": at}
+        if joined and joined[-1]["at"] == at - 1 and joined[-1]["bin"] is not None:
+            joined[-1] |= {"at": at, "high": row["high"]}
+        else:
+            joined.append(row)
+    told = zip(joined, value_labels(joined), strict=True)
+    return " or ".join("without a number" if row["bin"] is None else label for row, label in told)
 
 
 def _range(text: str, column: str, limits: str) -> Condition:
@@ -240,6 +272,22 @@ def members_sql(members: Collection[tuple[int, int]]) -> str:
         f"(subject_id, epoch_us(prediction_time)) in "
         f"(select (unnest([{', '.join(map(str, ids))}]), unnest([{', '.join(map(str, times))}])))"
     )
+
+
+def without_members(sql: str, subjects: Collection[int]) -> str:
+    """A predicate that has those of `members_sql`, without single patients.
+
+    Example:
+        >>> without_members("score > 0 and " + members_sql({(7, 60), (2, 0), (7, 61)}), {7})
+        'score > 0 and (subject_id, epoch_us(prediction_time)) in (select (unnest([2]), unnest([0])))'
+    """
+
+    def kept(found: re.Match[str]) -> str:
+        ids, times = ([int(one) for one in told.split(", ")] for told in found.groups())
+        members = {(one, at) for one, at in zip(ids, times, strict=True) if one not in subjects}
+        return members_sql(members) if members else "false"
+
+    return _MEMBERS.sub(kept, sql)
 
 
 def quoted(text: str) -> str:

@@ -184,7 +184,8 @@ class Gate(RequestHandler):
         """The page of words: why, in a sentence, and nothing about how."""
         error = about["exc_info"][1] if "exc_info" in about else None
         sentence = error.sentence if isinstance(error, Refused) else SENTENCES.get(status_code, WENT_WRONG)
-        self.finish(self.application.words("Not shown", sentence))
+        form = "" if isinstance(error, Refused) else "back"
+        self.finish(self.application.words("Not shown", sentence, form))
 
     def log_exception(self, *told: Any) -> None:
         """Refusals are no faults; the log of failed requests has them."""

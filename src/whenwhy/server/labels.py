@@ -117,7 +117,9 @@ def value_range(low: float | None, high: float | None, unit: str | None = None, 
         ('35 to 39 mg/dL', '< 35', '≥ 72')
     """
     if low is not None and low == -math.inf and high is not None:
-        text = "any value" if high == math.inf else f"< {number(high, digits)}"
+        if high == math.inf:
+            return "any value"
+        text = f"< {number(high, digits)}"
     elif high is not None and high == math.inf and low is not None:
         text = f"≥ {number(low, digits)}"
     else:
@@ -350,6 +352,17 @@ def no_cells(min_patients: int) -> str:
         'no cells of 11 or more patients here'
     """
     return f"no cells of {min_patients:,} or more patients here"
+
+
+def for_analysts(what: str, instead: str = "") -> str:
+    """Why viewers do not get something, and what they may choose instead.
+
+    Example:
+        >>> for_analysts("Calibration")
+        'Calibration: for analysts alone, who may read the rows of single patients (whenwhy serve --role analyst).'
+    """
+    told = f"{what}: for analysts alone, who may read the rows of single patients (whenwhy serve --role analyst)."
+    return f"{told} {instead}".strip()
 
 
 def capitalised(text: str) -> str:

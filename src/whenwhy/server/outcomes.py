@@ -10,7 +10,7 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort, quoted
-from whenwhy.server.labels import class_words, split_words, stratum_words
+from whenwhy.server.labels import class_words, for_analysts, split_words, stratum_words
 from whenwhy.server.state import State
 from whenwhy.server.view import Tables
 
@@ -28,7 +28,7 @@ def need_rows(choices: Choices, what: str) -> None:
         UserError: they may not; it says of what.
     """
     if not choices.has_rows:
-        raise UserError(f"{what} is counted from predictions of single patients, which analysts alone may see.")
+        raise UserError(for_analysts(what))
 
 
 def classes_of(choices: Choices, run: str) -> list[str]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.events.changed_records import Add, Change, Remove, SetNumber
 from whenwhy.server.answers import Question, question
-from whenwhy.server.labels import TIME_UNITS, number, value_range
+from whenwhy.server.labels import TIME_UNITS, for_analysts, number, value_range
 from whenwhy.server.state import State
 
 #: How a list of patients may be ordered, and what each order is called.
@@ -28,10 +28,7 @@ ORDERS: Final = {
 PAGE: Final = 10
 
 CHOOSE: Final = "No patient is chosen: choose one of the list, or find one by id."
-FOR_ANALYSTS: Final = (
-    "Single patients are shown to analysts alone, since their records are in no file that may be shared. Whoever may read "
-    "the store's rows serves it with --role analyst."
-)
+FOR_ANALYSTS: Final = for_analysts("Single patients")
 
 
 @dataclass(frozen=True)

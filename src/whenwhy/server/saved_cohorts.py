@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from whenwhy.errors import UserError, unknown_name
 from whenwhy.locations import replace
-from whenwhy.server.cohort import Cohort, Condition
+from whenwhy.server.cohort import Cohort, Condition, without_members
 
 SAVED_FILE: Final = "cohorts.json"
+
+#: So many of the lines that were drawn around predictions are kept, the latest.
+DRAWN_KEPT: Final = 50
 
 _NAME: Final = re.compile(r"[\w][\w .,+-]{0,59}")
 
@@ -26,8 +30,13 @@ class SavedCohorts:
 
     @property
     def names(self) -> list[str]:
-        """All names, in order."""
-        return sorted(self._read())
+        """The names that people gave, in order; not those of lines that were drawn around predictions."""
+        return sorted(name for name, saved in self._read().items() if not saved.get("drawn"))
+
+    def names_by(self, user: str) -> list[str]:
+        """Those that a user gave to cohorts that everybody may see."""
+        saved = self._read()
+        return [name for name in self.ready_names if saved[name]["by"] == user]
 
     @property
     def ready_names(self) -> list[str]:
@@ -62,9 +71,9 @@ class SavedCohorts:
         """
         self._save(name, {"class": cohort.class_label, "stratum": cohort.stratum, "sql": cohort.predicate}, by)
 
-    def save_sql(self, name: str, sql: str, by: str) -> None:
-        """Nothing; the predictions that fulfil this have the name."""
-        self._save(name, {"class": "all", "stratum": "all", "sql": sql}, by)
+    def draw(self, name: str, sql: str, by: str) -> None:
+        """Nothing; the predictions that a line was drawn around have the name, until many more lines were drawn."""
+        self._save(name, {"class": "all", "stratum": "all", "sql": sql, "drawn": True}, by)
 
     def _save(self, name: str, told: dict[str, Any], by: str) -> None:
         if not _NAME.fullmatch(name):
@@ -77,7 +86,11 @@ class SavedCohorts:
                 raise UserError(f"There is another cohort '{name}' already: choose another name.")
             return
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write({**saved, name: {**told, "by": by, "at": at}})
+        saved = {**saved, name: {**told, "by": by, "at": at}}
+        drawn = sorted((one for one in saved if saved[one].get("drawn")), key=lambda one: str(saved[one]["at"]))
+        for old in drawn[:-DRAWN_KEPT]:
+            del saved[old]
+        self._write(saved)
 
     def _entry(self, name: str) -> dict[str, Any]:
         saved = self._read()
@@ -85,9 +98,32 @@ class SavedCohorts:
             raise unknown_name("saved cohort", name, saved)
         return saved[name]
 
-    def forget(self, name: str) -> None:
-        """Nothing; nobody has the name."""
+    def forget(self, name: str, by: str | None = None) -> None:
+        """Nothing; no cohort has the name.
+
+        Args:
+            name: of a saved cohort.
+            by: who must have saved it; None: whoever did.
+
+        Raises:
+            UserError: no such name, or somebody else saved it.
+        """
+        if by is not None and self._entry(name)["by"] != by:
+            raise UserError(f"Somebody else saved the cohort '{name}': they or an analyst may forget it.")
+        self._entry(name)
         self._write({other: told for other, told in self._read().items() if other != name})
+
+    def leave(self, subjects: Collection[int]) -> int:
+        """How many saved cohorts named one of these patients; they do no more."""
+        saved = self._read()
+        without = {
+            name: told if told["sql"] is None else {**told, "sql": without_members(told["sql"], subjects)}
+            for name, told in saved.items()
+        }
+        changed = sum(without[name] != told for name, told in saved.items())
+        if changed:
+            self._write(without)
+        return changed
 
     def _write(self, saved: dict[str, dict[str, Any]]) -> None:
         try:

@@ -288,6 +288,7 @@ class Session:
             "against": against_of(state),
             "is_default": state == state.without_filters(self.version.choices),
             "saved": self._listed,
+            "forgettable": self._listed if self.version.choices.has_rows else self.saved.names_by(self.user),
         }
 
     def _search(self, text: str) -> list[tuple[str, str]]:

@@ -52,6 +52,16 @@ window.whenwhy = (() => {
     for (const link of all("a[data-page]")) link.href = `/${link.dataset.page}?${state.address}`
     for (const one of all("[data-clear]")) one.hidden = state.is_default
     for (const one of all("details[data-part]")) one.open = state.opened.includes(one.dataset.part)
+    for (const list of all("[data-saved]")) {
+      list.replaceChildren(...state.forgettable.map((name) => {
+        const item = document.createElement("li"), button = document.createElement("button")
+        Object.assign(button, {type: "button", className: "link", textContent: "Forget"})
+        Object.assign(button.dataset, {act: "forget", name})
+        button.setAttribute("aria-label", `Forget ${name}`)
+        item.append(`${name} `, button)
+        return item
+      }))
+    }
     root.toggleAttribute("data-compared", state.compared)
     root.toggleAttribute("data-marked", state.selected !== null)
     const address = `?${state.address}${location.hash}`

@@ -12,7 +12,7 @@ from bokeh.models.ui.ui_element import UIElement
 from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import capitalised, counted, no_cells, percent
+from whenwhy.server.labels import capitalised, counted, for_analysts, no_cells, percent
 from whenwhy.server.markup import choice, heading, words
 from whenwhy.server.outcomes import classes_of, of_marked, predicted_text, rows_of, totals, totals_told, who
 from whenwhy.server.state import State
@@ -51,8 +51,7 @@ class Confusion:
         cohort = state.cohort.whatever_outcome
         if cohort.stratum != "all" and not self._choices.has_rows:
             raise UserError(
-                "What is predicted within one stratum is counted from predictions of single patients, which analysts alone "
-                "may see: choose the stratum everybody."
+                for_analysts("What is predicted within one stratum", "Choose the stratum everybody instead.")
             )
         asked = {"cohort": question("confusion", **of_whom(state.of(cohort))), **totals(self._choices, state)}
         marked = of_marked(state)

@@ -26,6 +26,7 @@ from whenwhy.server.labels import (
     unit_of,
 )
 from whenwhy.server.markup import heading, in_details, table, words
+from whenwhy.server.outcomes import need_rows
 from whenwhy.server.state import State
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.server.view import Tables, Texts
@@ -93,8 +94,7 @@ class Percentiles:
         """The bands, once they are opened."""
         if PART not in state.opened:
             return {}
-        if not self._choices.has_rows:
-            raise UserError("Percentiles show single contributions, which analysts alone may see.")
+        need_rows(self._choices, "Percentiles of single contributions")
         if state.cohort.stratum != "all" or state.cohort.conditions:
             raise UserError(
                 "Percentiles are ready for everybody of a class alone: choose the stratum everybody, without conditions."
