@@ -23,7 +23,12 @@ from whenwhy.server.views.partners import at_lag
 
 def of(answers: Answers, feature: str = "lab") -> State:
     """The training patients, of whom there are most."""
-    return replace(default_state(choices_of(answers, answers.store.role)), split="train", feature=feature)
+    return replace(
+        default_state(choices_of(answers, answers.store.role)),
+        split="train",
+        feature=feature,
+        opened=frozenset({"partners"}),
+    )
 
 
 def nothing(code: str) -> None:

@@ -274,7 +274,7 @@ def test_viewers_are_told_that_analysts_alone_see_rows(viewer: Answers) -> None:
         with pytest.raises(UserError, match="for analysts alone"):
             view.questions(state)
     confusion = Confusion(choices)
-    with pytest.raises(UserError, match="choose the stratum everybody"):
+    with pytest.raises(UserError, match="Choose the stratum everybody"):
         confusion.questions(replace(state, cohort=Cohort(stratum="sex=F")))
     assert "confusion_table" in put(confusion, viewer, replace(state, cohort=Cohort(stratum="correct=no")))
 

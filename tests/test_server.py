@@ -39,7 +39,7 @@ from whenwhy.attribution.what_if import Served
 from whenwhy.errors import UserError
 from whenwhy.server import serve
 from whenwhy.server.answers import OVERHEAD, Answers, Question, question
-from whenwhy.server.charts import FADED, TimeFrame
+from whenwhy.server.charts import FADED, TimeFrame, one_page
 from whenwhy.server.choices import Choices, choices_of
 from whenwhy.server.cohort import Cohort, members_sql, recorded_text
 from whenwhy.server.labels import interval, number, signed, value_labels, value_range
@@ -406,6 +406,25 @@ def test_a_version_published_later_is_seen_by_new_sessions(small_run: SmallRun, 
     assert not is_open(first.store.version), "nobody looks at it any more, and nobody will"
     published.end(last)
     assert is_open(other), "the next session sees it"
+
+
+@pytest.mark.parametrize("role", ["viewer", "analyst"])
+def test_the_models_of_every_page_fit_together(
+    small_run: SmallRun, role: Role, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bokeh finds nothing to complain of, before the answers and with them; the server leaves this check out."""
+    for page in pages().values():
+        with session_at(small_run.store, role, tmp_path) as session:
+            with one_page():
+                views = page.views(session)
+            for roots in (session.roots, *(view.charts for view in views)):
+                for root in roots.values():
+                    session.document.add_root(root)
+            session.document.validate()
+            session.begin(views)
+            assert settle(session)["status"] == "ready", page.name
+            session.document.validate()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("bokeh")] == []
 
 
 # -- answers ------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from whenwhy.store import Store, open_store
 pytestmark = pytest.mark.browser
 
 #: Everything that an address can open is open, for one class beside the other.
-SHOWN = "class=true&against_class=false&against_stratum=all&order=difference&opened=pairs&opened=spread&color=score"
+SHOWN = "class=true&against_class=false&against_stratum=all&order=difference&opened=pairs&opened=partners&opened=spread&color=score"
 
 #: A condition that takes about ten seconds, and fulfils itself.
 SLOW = "where:(select count(*) from range(2000000000) t(i) where i % 7 = 1) > 0"

@@ -178,7 +178,7 @@ def test_a_store_of_one_patient_shows_words_or_numbers(
                 page.page.goto(f"{page.url.rstrip('/')}/{name}")
                 assert "no cell that may be shown" in page.words()
                 continue
-            page.open(f"/{name}?opened=pairs&opened=spread&min_patients=11")
+            page.open(f"/{name}?opened=pairs&opened=partners&opened=spread&min_patients=11")
             sound(page)
             page.open(f"/{name}?class=true&against_class=false&against_stratum=all&order=difference")
             sound(page)
@@ -266,6 +266,6 @@ def test_intensive_care_on_every_page(chromium: Browser, tmp_path: Path) -> None
         log = tmp_path / f"{role}.txt"
         with served(store, log, None if role == "viewer" else role) as url, opened(chromium, url) as page:
             for name in pages():
-                page.open(f"/{name}?opened=pairs&opened=spread")
+                page.open(f"/{name}?opened=pairs&opened=partners&opened=spread")
                 sound(page)
         assert "Traceback" not in log.read_text()

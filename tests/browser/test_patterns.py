@@ -37,7 +37,7 @@ def await_address(page: Opened, name: str, value: str | None) -> None:
 def test_a_journey_through_groups_and_partners(chromium: Browser, url: str, store: Store) -> None:
     """Into a group and back, to a partner, one step earlier: each time the charts show what the store answers."""
     with opened(chromium, url) as page:
-        page.open("/patterns?feature=hdl")
+        page.open("/patterns?feature=hdl&opened=partners")
         groups = store.ask("group_rollup").to_pydict()
         assert page.sources()["groups_means"]["value"] == pytest.approx(groups["mean_per_prediction"])
         assert page.sources()["groups_shares"]["value"] == pytest.approx([100 * share for share in groups["share"]])
@@ -77,7 +77,7 @@ def test_a_journey_through_groups_and_partners(chromium: Browser, url: str, stor
 def test_the_page_fits_and_is_reached_by_tab(chromium: Browser, url: str) -> None:
     """No sideways scroll; the choice of lag, tables and exports take the focus."""
     with opened(chromium, url, 390, 800) as page:
-        page.open("/patterns?feature=hdl")
+        page.open("/patterns?feature=hdl&opened=partners")
         assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.page.screenshot(path=SCREENSHOTS / "patterns-390.png", full_page=True)
         page.page.set_viewport_size({"width": 1280, "height": 900})

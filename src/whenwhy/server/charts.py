@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, Literal, TypeVar
 
 from bokeh.events import SelectionGeometry, Tap
+from bokeh.model import Model
 from bokeh.models import (
+    AllIndices,
     BasicTicker,
+    BasicTickFormatter,
     BoxSelectTool,
+    CDSView,
     ColumnDataSource,
     FixedTicker,
+    Grid,
     HoverTool,
+    LinearAxis,
     LinearColorMapper,
+    LinearScale,
     NoOverlap,
+    Plot,
     Range1d,
     Tool,
+    UnionRenderers,
 )
 from bokeh.models.annotations.legends import ColorBar
 from bokeh.models.glyph import Glyph
 from bokeh.models.glyphs import Rect
 from bokeh.models.renderers import GlyphRenderer
-from bokeh.plotting import figure
 
 from whenwhy.server.time_scale import TimeScale
 
@@ -40,44 +50,89 @@ FADED: Final = 0.3
 #: What each system has: no typeface is fetched.
 TYPEFACE = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 
+Part = TypeVar("Part", bound=Model)
+
 #: Columns of a source by name.
 Columns = dict[str, list[Any]]
 
 
-def chart(height: int, left: int = LEFT, **options: Any) -> figure:
-    """A figure without a toolbar that fills its card's width."""
-    plot = figure(
+@contextmanager
+def one_page() -> Iterator[None]:
+    """Charts that are made meanwhile share the parts that have no state: a page's time and memory go by their number."""
+    before = _PARTS.set({})
+    try:
+        yield
+    finally:
+        _PARTS.reset(before)
+
+
+_PARTS: ContextVar[dict[type[Model], Any] | None] = ContextVar("parts", default=None)
+
+
+def _shared(kind: type[Part], **values: Any) -> Part:
+    """The page's only model of a kind; outside of one a new one, since no model may be part of two documents."""
+    parts = _PARTS.get()
+    if parts is None:
+        return kind(**values)
+    if kind not in parts:
+        parts[kind] = kind(**values)
+    part: Part = parts[kind]
+    return part
+
+
+_SIDES: Final[tuple[tuple[Literal[0, 1], str, Literal["below", "left"]], ...]] = ((0, "x", "below"), (1, "y", "left"))
+
+
+def chart(
+    height: int, left: int = LEFT, x_range: Range1d | None = None, y_range: Range1d | None = None, grid: str = "xy",
+    **options: Any,
+) -> Plot:  # fmt: skip
+    """A plot without a toolbar that fills its card's width; `grid` names the axes from which lines are drawn."""
+    plot = Plot(
         height=height,
         sizing_mode="stretch_width",
         toolbar_location=None,
         title=None,
-        tools=options.pop("tools", ""),
-        x_range=options.pop("x_range", None) or Range1d(start=0, end=1),
-        y_range=options.pop("y_range", None) or Range1d(start=0, end=1),
+        x_range=x_range or Range1d(start=0, end=1),
+        y_range=y_range or Range1d(start=0, end=1),
+        x_scale=_shared(LinearScale),
+        y_scale=_shared(LinearScale),
         min_border_left=left,
         min_border_right=RIGHT,
         **options,
     )
-    policy = NoOverlap(min_distance=6)
-    for axis in plot.axis:
-        # Views change its ticks and never the ticker: a new model makes Bokeh go through the whole document.
-        axis.ticker, axis.major_label_policy = FixedTicker(ticks=[]), policy
+    for dimension, name, place in _SIDES:
+        axis = LinearAxis(
+            # Views change its ticks and never the ticker: a new model makes Bokeh go through the whole document.
+            ticker=FixedTicker(ticks=[]),  # type: ignore[arg-type]
+            formatter=_shared(BasicTickFormatter),
+            major_label_policy=_shared(NoOverlap, min_distance=6),
+        )
+        plot.add_layout(axis, place)
+        if name in grid:
+            plot.add_layout(Grid(dimension=dimension, axis=axis), "center")
     return plot
 
 
-def draw(plot: figure, source: ColumnDataSource, glyph: Glyph) -> GlyphRenderer[Any]:
+def draw(plot: Plot, source: ColumnDataSource, glyph: Glyph) -> GlyphRenderer[Any]:
     """The renderer of a glyph that looks the same whether or not it is selected: one model instead of four."""
     return plot.add_glyph(
-        source, glyph, selection_glyph=None, nonselection_glyph=None, hover_glyph=None, muted_glyph=None
+        source,
+        glyph,
+        view=CDSView(filter=_shared(AllIndices)),
+        selection_glyph=None,
+        nonselection_glyph=None,
+        hover_glyph=None,
+        muted_glyph=None,
     )
 
 
 def empty(*names: str) -> ColumnDataSource:
     """A source that has these columns and no rows."""
-    return ColumnDataSource({name: [] for name in names})
+    return ColumnDataSource({name: [] for name in names}, selection_policy=_shared(UnionRenderers))
 
 
-def grey_cells(plot: figure, source: ColumnDataSource) -> GlyphRenderer[Any]:
+def grey_cells(plot: Plot, source: ColumnDataSource) -> GlyphRenderer[Any]:
     """The renderer of cells that have nothing to show, at the columns x and y: never the colour of zero."""
     return draw(
         plot,
@@ -97,7 +152,7 @@ def grey_cells(plot: figure, source: ColumnDataSource) -> GlyphRenderer[Any]:
     )
 
 
-def color_bar(plot: figure, mapper: LinearColorMapper) -> ColorBar:
+def color_bar(plot: Plot, mapper: LinearColorMapper) -> ColorBar:
     """The bar above a chart that says which number has which colour; its title is for whoever puts the numbers."""
     bar = ColorBar(
         color_mapper=mapper,
@@ -127,7 +182,7 @@ def tooltip(renderers: Sequence[Any], rows: Sequence[tuple[str, str]]) -> Tool:
     )
 
 
-def brushed(plot: figure, brush: Callable[[float, float, float, float], None], dimensions: Any = "both") -> None:
+def brushed(plot: Plot, brush: Callable[[float, float, float, float], None], dimensions: Any = "both") -> None:
     """Nothing; a rectangle drawn over the chart, or a click on one place, calls `brush(left, right, bottom, top)`."""
     tool = BoxSelectTool(dimensions=dimensions)
     plot.add_tools(tool)
@@ -158,10 +213,10 @@ class TimeFrame:
 
     def __init__(self) -> None:
         self.range = Range1d(start=-1, end=0)
-        self._plots: list[figure] = []
+        self._plots: list[Plot] = []
         self._ticker = FixedTicker(ticks=[])
 
-    def chart(self, height: int, **options: Any) -> figure:
+    def chart(self, height: int, **options: Any) -> Plot:
         """A chart that takes part."""
         plot = chart(height, x_range=self.range, **options)
         plot.xaxis.ticker = self._ticker
@@ -202,7 +257,7 @@ def room_for(labels: Sequence[str]) -> int:
     return 44 + 8 * max(7, *map(len, labels), 0)
 
 
-def show_values(plot: figure, labels: Sequence[str], values: Sequence[Mapping[str, Any]], name: str) -> int:
+def show_values(plot: Plot, labels: Sequence[str], values: Sequence[Mapping[str, Any]], name: str) -> int:
     """The height of the chart's rows, one a range of values, the lowest at the bottom."""
     n = max(1, len(labels))
     plot.y_range.update(start=-0.5, end=n - 0.5)

@@ -43,9 +43,8 @@ class CourseChart:
     ) -> None:
         self.source, self.bands = empty(*PLACES, *words), empty("left", "right", "low", "high", "color", "alpha")
         self.source.name, self.bands.name = f"{name}_means", f"{name}_bands"
-        self.plot = frame.chart(height, min_border_top=8, min_border_bottom=52)
+        self.plot = frame.chart(height, grid="y", min_border_top=8, min_border_bottom=52)
         self.plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
-        self.plot.xgrid.visible = False
         self.plot.add_layout(Span(location=0, dimension="width", line_color=ZERO_LINE, line_width=1))
         band = Quad(
             left="left",

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from bokeh.models import BasicTicker, TapTool
+from bokeh.models import BasicTicker, Plot, TapTool
 from bokeh.models.annotations.geometry import Span
 from bokeh.models.glyphs import Scatter, Segment
-from bokeh.plotting import figure
 
 from whenwhy.server.charts import MARK, REFERENCE, ZERO_LINE, Columns, around_zero, chart, draw, empty, tooltip
 from whenwhy.server.labels import shortened
@@ -45,9 +44,8 @@ class Dumbbells:
     ) -> None:
         self.source = empty("y", "first", "second", "code", *(column for _, column in words), *more)
         self.source.name = name
-        self.plot = chart(300, left=LABEL_WIDTH)
+        self.plot = chart(300, left=LABEL_WIDTH, grid="x")
         self.plot.xaxis.ticker = BasicTicker(desired_num_ticks=4)
-        self.plot.ygrid.visible = False
         self.plot.add_layout(Span(location=0, dimension="height", line_color=ZERO_LINE, line_width=1))
         draw(
             self.plot,
@@ -79,7 +77,7 @@ class Dumbbells:
         self.plot.xaxis.axis_label = axis
 
 
-def put_rows(plot: figure, labels: Sequence[str]) -> None:
+def put_rows(plot: Plot, labels: Sequence[str]) -> None:
     """Nothing; a chart has a row a label, the first at the top; without any it is not seen."""
     n = len(labels)
     plot.visible = n > 0

@@ -54,10 +54,9 @@ class NamedRows:
         self._has_interval = has_interval
         self.source = empty(*COLUMNS)
         self.source.name = name
-        self.plot = chart(200, left=LABEL_WIDTH)
+        self.plot = chart(200, left=LABEL_WIDTH, grid="x")
         self.plot.yaxis.ticker = self._rows = FixedTicker(ticks=[])
         self.plot.xaxis.ticker = BasicTicker(desired_num_ticks=4)
-        self.plot.ygrid.visible = False
         self.plot.add_layout(Span(location=0, dimension="height", line_color=ZERO_LINE, line_width=1))
         bar = HBar(y="y", left=0, right="value", height=0.72, line_color=None, fill_color="color", fill_alpha="alpha")
         bars = draw(self.plot, self.source, bar)

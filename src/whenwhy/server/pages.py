@@ -13,12 +13,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from bokeh.application import Application
+from bokeh.application.application import SessionContext
 from bokeh.application.handlers.function import FunctionHandler
+from bokeh.application.handlers.handler import Handler
 from bokeh.document import Document
 from bokeh.themes import Theme
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from whenwhy.errors import UserError
+from whenwhy.server.charts import one_page
 from whenwhy.server.gate import user_in
 from whenwhy.server.labels import NOT_A_CAUSE
 from whenwhy.server.published import Published
@@ -100,6 +103,7 @@ def application(
         logs_out: whether there is a page /logout.
     """
     folder = shipped("dashboards")
+    endings = Endings()
     templates = Environment(loader=FileSystemLoader([folder, SHELL]), autoescape=False, undefined=StrictUndefined)
     theme = Theme(folder / "theme.yaml")
 
@@ -112,14 +116,17 @@ def application(
         }  # fmt: skip
         try:
             version = published.begin(user, page.name)
-            document.on_session_destroyed(lambda _: published.end(version))
+            endings.add(document, lambda: published.end(version))
             newer = partial(published.newer_than, version)
             session = Session(document, version, pool, _address(document), saved, user.name, newer, served)
-            views = page.views(session)
-            for roots in (session.roots, *(view.charts for view in views)):
-                for name, root in roots.items():
-                    root.name = name
-                    document.add_root(root)
+            endings.add(document, session.end)
+            with one_page():
+                views = page.views(session)
+            with document.models.freeze():  # with each root Bokeh would go through all that are there already
+                for roots in (session.roots, *(view.charts for view in views)):
+                    for name, root in roots.items():
+                        root.name = name
+                        document.add_root(root)
             document.template = templates.get_template(f"{page.name}.html")
             document.template_variables.update({**variables, "offered": session.offered()})
             session.begin(views)
@@ -133,7 +140,31 @@ def application(
             document.template = templates.get_template("failure.html")
             document.template_variables.update({**variables, "sentence": sentence})
 
-    return Application(FunctionHandler(open_page))
+    return Application(FunctionHandler(open_page), endings)
+
+
+class Endings(Handler):
+    """What is to be done when a session ends. After callbacks of documents Bokeh searches all memory for garbage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of: dict[str, list[Callable[[], None]]] = {}
+
+    def add(self, document: Document, end: Callable[[], None]) -> None:
+        """Nothing; `end` is called at the end of the document's session."""
+        self._of.setdefault(_id(document.session_context), []).append(end)
+
+    def modify_document(self, doc: Document) -> None:
+        """Nothing."""
+
+    async def on_session_destroyed(self, session_context: SessionContext) -> None:
+        """Nothing; all is done that was to be done."""
+        for end in self._of.pop(_id(session_context), []):
+            end()
+
+
+def _id(context: SessionContext | None) -> str:
+    return "" if context is None else str(context.id)
 
 
 def _address(document: Document) -> dict[str, list[str]]:

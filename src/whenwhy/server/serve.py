@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from bokeh.resources import Resources
 from bokeh.server.server import BaseServer
 from bokeh.server.views.static_handler import StaticHandler
+from bokeh.settings import settings
 from tornado.httpserver import HTTPServer
-from tornado.ioloop import IOLoop
+from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import RedirectHandler
 
 from whenwhy.server.authentication import Link, derived
@@ -39,6 +41,12 @@ TOKEN_SECONDS = 24 * 3600
 #: Sessions ask at the same time on so many threads; DuckDB itself uses every core, so more of them keep quick questions from
 #: standing behind slow ones.
 THREADS = 8
+
+#: Closed sessions are forgotten one after the other and not all at once, as each takes a moment of everybody's time.
+CHECK_EVERY_MS = 500
+
+#: Garbage waits so long at the most.
+COLLECT_EVERY_MS = 20_000
 
 #: People send a name and a password, and nothing longer.
 MOST_BYTES_OF_A_FORM = 100_000
@@ -87,6 +95,8 @@ def serve(
     """
     # A page that is closed while something is sent to it is no event.
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
+    # Whether a page's models fit together is known before anybody opens it.
+    settings.perform_document_validation = False
     entrance = entrance or Entrance()
     entrance.check(address)
     secret, tls = entrance.secret(), entrance.tls()
@@ -116,6 +126,7 @@ def serve(
             sign_sessions=True,
             secret_key=derived(secret, "tokens"),
             session_token_expiration=TOKEN_SECONDS,
+            check_unused_sessions_milliseconds=CHECK_EVERY_MS,
             xsrf_cookies=True,
             xsrf_cookie_name=f"whenwhy_form_{listening.port}",
             xsrf_cookie_kwargs={"httponly": True, "samesite": "Strict", "secure": tls is not None},
@@ -129,11 +140,19 @@ def serve(
         server._http.add_sockets(listening.sockets)
         server.start()
         before = {kind: signal.signal(kind, lambda *_: loop.add_callback_from_signal(loop.stop)) for kind in _ENDS}
+        # What is there now stays: Bokeh has all memory searched for garbage whenever a session is over, while everybody
+        # waits. It does so before the session is garbage, so somebody has to do it later.
+        gc.collect()
+        gc.freeze()
+        collecting = PeriodicCallback(_collect, COLLECT_EVERY_MS)
+        collecting.start()
         way_in = authentication.path if isinstance(authentication, Link) else ""
         try:
             loop.add_callback(on_ready, listening.url + way_in)
             loop.start()
         finally:
+            collecting.stop()
+            gc.unfreeze()
             for kind, handler in before.items():
                 signal.signal(kind, handler)
             server.stop(wait=False)
@@ -144,6 +163,10 @@ def serve(
 
 
 _ENDS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _collect() -> None:
+    gc.collect()
 
 
 def _log_failures(handler: Any) -> None:

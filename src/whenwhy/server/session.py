@@ -101,9 +101,12 @@ class Session:
         self.document.js_on_event("client_reconnected", CustomJS(code="location.reload()"))
         # Bokeh's own words would cover the page's.
         self.document.config.notify_connection_status = False
-        self.document.on_session_destroyed(lambda context: self._give_up())
         self._load()
         self.document.add_periodic_callback(self._look, LOOK_EVERY_MS)
+
+    def end(self) -> None:
+        """Nothing; the page is gone, and nobody waits for what it asked."""
+        self._give_up()
 
     def _look(self) -> None:
         """Tells once that a newer version is there; this session keeps its own."""

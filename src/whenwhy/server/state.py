@@ -52,7 +52,7 @@ ORDERS: Final = {
 COLORS: Final = ("label", "score")
 
 #: Parts of pages that take long, and are asked for once they are opened.
-PARTS: Final = frozenset({"pairs", "spread"})
+PARTS: Final = frozenset({"pairs", "partners", "spread"})
 
 #: How many steps before a feature its partner is recorded, and what that is called.
 LAGS: Final = {"0": "at the same step", "1": "one step earlier"}

@@ -61,10 +61,9 @@ class AtRisk:
         self.source.name = "at_risk_counts"
         self.marked = empty("x", "top", "bottom")
         self.hidden = empty("x", "y", "time")
-        self._plot = frame.chart(58, min_border_top=2, min_border_bottom=2)
+        self._plot = frame.chart(58, grid="", min_border_top=2, min_border_bottom=2)
         self._plot.y_range.update(start=0, end=1)
         self._plot.xaxis.visible = False
-        self._plot.grid.visible = False
         self._plot.yaxis.ticker = self._ticker = FixedTicker(ticks=[0.5])
         self._plot.outline_line_color = None
         missing = grey_cells(self._plot, self.hidden)

@@ -61,8 +61,7 @@ class Calibration:
         self.source.name, self.counts.name = "calibration_bins", "calibration_counts"
         both = Range1d(start=0, end=1)
         self._plot = chart(380, left=ROOM, x_range=both, y_range=both, min_border_top=8)
-        self._strip = chart(136, left=ROOM, x_range=both, min_border_top=4)
-        self._strip.grid.visible = False
+        self._strip = chart(136, left=ROOM, grid="", x_range=both, min_border_top=4)
         self._plot.add_layout(Slope(gradient=1, y_intercept=0, line_color=ZERO_LINE, line_dash="dashed", line_width=1))
         whisker = Segment(x0="x", x1="x", y0="low", y1="high", line_color="color", line_width=2)
         draw(self._plot, self.whiskers, whisker)

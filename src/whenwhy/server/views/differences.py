@@ -71,9 +71,8 @@ class Differences:
         # One source, so that whoever chooses a bar chooses its levels.
         self.levels = Dumbbells("differences_rows", told, choose, COLUMNS)
         self.source = self.levels.source
-        self._plot = chart(300, left=LABEL_WIDTH)
+        self._plot = chart(300, left=LABEL_WIDTH, grid="x")
         self._plot.xaxis.ticker = BasicTicker(desired_num_ticks=4)
-        self._plot.ygrid.visible = False
         self._plot.add_layout(Span(location=0, dimension="height", line_color=ZERO_LINE, line_width=1))
         bars = draw(
             self._plot,

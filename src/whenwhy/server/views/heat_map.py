@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from bokeh.models import ColumnDataSource, LinearColorMapper
+from bokeh.models import LinearColorMapper
 from bokeh.models.glyphs import Rect
 from bokeh.models.ui.ui_element import UIElement
 from bokeh.palettes import RdBu, interp_palette
@@ -22,6 +22,7 @@ from whenwhy.server.charts import (
     brushed,
     color_bar,
     draw,
+    empty,
     grey_cells,
     room_for,
     show_values,
@@ -86,11 +87,10 @@ class _Panel:
 
     def __init__(self, name: str, frame: TimeFrame, height: int) -> None:
         self.name, self.column = name, PANELS[name]
-        self.shown = ColumnDataSource({column: [] for column in SHOWN}, name=f"heat_map_{name}_cells")
-        self.hidden = ColumnDataSource({column: [] for column in HIDDEN}, name=f"heat_map_{name}_hidden")
+        self.shown, self.hidden = empty(*SHOWN), empty(*HIDDEN)
+        self.shown.name, self.hidden.name = f"heat_map_{name}_cells", f"heat_map_{name}_hidden"
         self.mapper = LinearColorMapper(palette=PALETTE, low=-1.0, high=1.0, name=f"heat_map_{name}_colors")
-        self.plot = frame.chart(height, min_border_top=ABOVE, min_border_bottom=BELOW)
-        self.plot.grid.visible = False
+        self.plot = frame.chart(height, grid="", min_border_top=ABOVE, min_border_bottom=BELOW)
         missing = grey_cells(self.plot, self.hidden)
         # On white, so that what is not sure fades into it.
         cells = draw(

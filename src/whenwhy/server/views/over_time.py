@@ -92,10 +92,9 @@ class OverTime:
         self.shares = empty(*SHARES)
         self.source.name, self.shares.name = "over_time_counts", "over_time_shares"
         both = Range1d(start=0, end=1)
-        self._counts = chart(220, left=ROOM, x_range=both, min_border_top=8)
-        self._lines = chart(220, left=ROOM, x_range=both, min_border_top=8)
+        self._counts = chart(220, left=ROOM, x_range=both, grid="y", min_border_top=8)
+        self._lines = chart(220, left=ROOM, x_range=both, grid="y", min_border_top=8)
         for plot in (self._counts, self._lines):
-            plot.xgrid.visible = False
             plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
             brushed(plot, self._brushed, "width")
         bar = VBar(

@@ -80,8 +80,7 @@ class Pairs:
         self.source, self.hidden = empty(*COLUMNS), empty("x", "y", "value", "other")
         self.source.name, self.hidden.name = "pairs_cells", "pairs_hidden"
         self.mapper = LinearColorMapper(palette=PALETTE, low=-1.0, high=1.0, name="pairs_colors")
-        self._plot = chart(360, min_border_top=ABOVE, min_border_bottom=BELOW)
-        self._plot.grid.visible = False
+        self._plot = chart(360, grid="", min_border_top=ABOVE, min_border_bottom=BELOW)
         self._plot.xaxis.major_label_orientation = 0.6
         missing = grey_cells(self._plot, self.hidden)
         cell = Rect(

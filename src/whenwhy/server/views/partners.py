@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -34,6 +34,7 @@ from whenwhy.server.views.about import cohort_words
 
 TOP: Final = 15
 TEXTS: Final = ("partners_heading", "partners_lags", "partners_joint_title", "partners_change_title", "partners_table")
+PART: Final = "partners"
 #: More pairs than a feature has.
 ALL: Final = 10**9
 
@@ -64,24 +65,32 @@ class Partners:
         return {"partners": self.joint.plot, "partners_change": self.difference.plot}
 
     def questions(self, state: State) -> Mapping[str, Question]:
-        """The pairs of codes up to the chosen lag."""
+        """The pairs of codes up to the chosen lag, once they are opened."""
+        if PART not in state.opened:
+            return {}
         need_rows(self._choices, "What features contribute together")
         summary = question("feature_summary", feature=state.feature, **state.of())
         return {"pairs": pairs_of(state), "summary": summary}
 
     def csv(self, state: State) -> Question:
         """The question whose answer people take along."""
-        return self.questions(state)["pairs"]
+        return self.questions(replace(state, opened=state.opened | {PART}))["pairs"]
 
-    def read(self, state: State, tables: Tables) -> Together:
-        """The pairs at the chosen lag that carry most in sum."""
+    def read(self, state: State, tables: Tables) -> Together | None:
+        """The pairs at the chosen lag that carry most in sum; None while nobody asks for them."""
+        if "pairs" not in tables:
+            return None
         there = at_lag(tables["pairs"], state)
         return Together(
             state, there.slice(0, TOP).to_pylist(), there.num_rows, next(iter(tables["summary"].to_pylist()), None)
         )
 
-    def put(self, data: Together) -> Texts:
+    def put(self, data: Together | None) -> Texts:
         """The card's title, the choice of the lag, and the same as a table."""
+        if data is None:
+            for rows in (self.joint, self.difference):
+                rows.put([], "")
+            return dict.fromkeys((*TEXTS, "partners_words"), "")
         state, run = data.state, self._choices.runs[data.state.run]
         offered = self._choices.offered[state.run]
         unit, name = unit_of(run), offered.name_of(state.feature)

@@ -72,8 +72,7 @@ class PatientEvents:
         self.source = empty(*COLUMNS)
         self.source.name = "patient_events_values"
         self.mapper = LinearColorMapper(palette=PALETTE, low=-1.0, high=1.0, name="patient_events_colors")
-        self._plot = chart(300, left=LABELS, x_range=times, min_border_top=ABOVE, min_border_bottom=BELOW)
-        self._plot.xgrid.visible = False
+        self._plot = chart(300, left=LABELS, grid="y", x_range=times, min_border_top=ABOVE, min_border_bottom=BELOW)
         self._strip = BoxAnnotation(right=0, fill_color="#eef1f4", fill_alpha=1.0, line_color=None, level="underlay")
         self._plot.add_layout(self._strip)
         self._plot.add_layout(Span(location=0, dimension="height", line_color=ZERO_LINE, line_width=1))

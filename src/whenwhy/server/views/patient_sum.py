@@ -98,9 +98,8 @@ class PatientSum:
         self._choices, self._look = choices, look
         self.source, self.ends = empty(*COLUMNS), empty("score", "y", "words")
         self.source.name = "patient_sum_parts"
-        self._plot = chart(300, left=LABELS, min_border_top=8, min_border_bottom=52)
+        self._plot = chart(300, left=LABELS, grid="x", min_border_top=8, min_border_bottom=52)
         self._plot.xaxis.ticker = BasicTicker(desired_num_ticks=5)
-        self._plot.ygrid.visible = False
         bars = HBar(
             y="y", left="left", right="right", height=0.66, fill_color="color", line_color="#5b6777", line_width=1
         )

@@ -64,9 +64,8 @@ class PatientWhatIf:
         self._choices, self._look, self._served = choices, look, served
         self.before, self.after = empty(*COLUMNS), empty(*COLUMNS)
         self.before.name, self.after.name = "patient_course_before", "patient_course_after"
-        self._plot = chart(260, left=72, x_range=times, min_border_top=8, min_border_bottom=52)
+        self._plot = chart(260, left=72, grid="y", x_range=times, min_border_top=8, min_border_bottom=52)
         self._plot.yaxis.ticker = BasicTicker(desired_num_ticks=5)
-        self._plot.xgrid.visible = False
         self._plot.add_layout(Span(location=0, dimension="height", line_color=ZERO_LINE, line_width=1))
         points = []
         for source, color, dash in ((self.before, MARK, "solid"), (self.after, CHOSEN, "dashed")):

@@ -55,9 +55,8 @@ class Percentiles:
         self._choices = choices
         self.source = empty(*COLUMNS)
         self.source.name = "percentile_bands"
-        self._plot = frame.chart(216, min_border_top=8, min_border_bottom=52)
+        self._plot = frame.chart(216, grid="y", min_border_top=8, min_border_bottom=52)
         self._plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
-        self._plot.xgrid.visible = False
         self._plot.add_layout(Span(location=0, dimension="width", line_color=ZERO_LINE, line_width=1))
         bands = [
             draw(

@@ -113,11 +113,10 @@ class Ranking:
         self._choices, self._can_choose = choices, choose is not None
         self.source, self.marked, self.lines = empty(*COLUMNS), empty("y", "value"), empty("xs", "ys", "color")
         self.source.name = "ranking_bars"
-        self._plot = chart(300, left=LABEL_WIDTH)
+        self._plot = chart(300, left=LABEL_WIDTH, grid="x")
         self._plot.min_border_right = 12
         self._plot.yaxis.ticker = self._rows = FixedTicker(ticks=[])
         self._plot.xaxis.ticker = self._numbers = FixedTicker(ticks=[])
-        self._plot.ygrid.visible = False
         self._plot.extra_x_ranges = {"time": Range1d(start=0, end=1)}
         self._plot.add_layout(Span(location=0, dimension="height", line_color=ZERO_LINE, line_width=1))
         bars = draw(

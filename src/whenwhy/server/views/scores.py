@@ -72,8 +72,7 @@ class ScoreDistribution:
         self.source, self.marked = empty(*COLUMNS), empty("left", "right", "top")
         self.hidden = empty("left", "right", "top", "label", "range")
         self.source.name, self.hidden.name = "scores_bins", "scores_hidden"
-        self._plot = chart(300, left=70, min_border_top=8)
-        self._plot.xgrid.visible = False
+        self._plot = chart(300, left=70, grid="y", min_border_top=8)
         for axis in self._plot.axis:
             axis.ticker = BasicTicker(desired_num_ticks=6)
         missing = draw(
