@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
-# Two workers, a file of tests each: most tests take one core.
-AT_ONCE ?= --numprocesses 2 --dist loadfile
+# Three workers, a file of tests each: most tests take one core, but those of clusters, pages and faults also wait.
+AT_ONCE ?= --numprocesses 3 --dist loadfile
 
 # The browser of the tests, and for the scripts in cluster/ a Slurm; names are those of Debian and Ubuntu.
 PACKAGES := chromium fonts-dejavu-core strace slurmctld slurmd slurm-client munge iproute2

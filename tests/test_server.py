@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -41,8 +42,8 @@ from whenwhy.server import serve
 from whenwhy.server.answers import OVERHEAD, Answers, Question, question
 from whenwhy.server.charts import FADED, TimeFrame, one_page
 from whenwhy.server.choices import Choices, choices_of
-from whenwhy.server.cohort import Cohort, members_sql, recorded_text
-from whenwhy.server.labels import interval, number, signed, value_labels, value_range
+from whenwhy.server.cohort import Cohort, condition_of, members_sql, recorded_text
+from whenwhy.server.labels import TREATMENT_WORDS, interval, number, signed, value_labels, value_range
 from whenwhy.server.listening import listen
 from whenwhy.server.pages import pages
 from whenwhy.server.published import Published
@@ -52,7 +53,7 @@ from whenwhy.server.state import ORDERS, State, default_state, state_from_addres
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.server.users import User
 from whenwhy.server.view import Tables, Texts, View
-from whenwhy.server.views import About, AtRisk, HeatMap, Ranking, Timeline, ValueEffect
+from whenwhy.server.views import About, AtRisk, HeatMap, Ranking, Sparklines, Timeline, ValueEffect
 from whenwhy.server.views.ranking import MEASURES
 from whenwhy.shipped import shipped
 from whenwhy.store import Store
@@ -213,6 +214,21 @@ def test_an_unknown_value_is_told_and_becomes_the_default(choices: Choices, name
     assert len(wrong[0]) < 400
 
 
+def test_treatments_are_marked_wherever_they_are_named(analyst: Answers) -> None:
+    """In rankings, chips and titles, with words of what the mark means; nothing else is."""
+    choices = choices_of(analyst, "analyst")
+    state = default_state(choices)
+    offered = choices.offered[state.run]
+    assert {code for code in offered.features if "℞" in offered.words_of(code)} == {"drug"}
+    assert choices.condition("recorded:drug", state.run).words.startswith("℞ ")
+    about, ranking, *_ = views(choices)
+    assert TREATMENT_WORDS in html.unescape(put(about, analyst, state)["unit"])
+    texts = put(ranking, analyst, state)
+    names = dict(zip(ranking.source.data["code"], ranking.source.data["name"], strict=True))
+    assert [code for code, name in names.items() if "℞" in name] == ["drug"]
+    assert texts["ranking_table"].count("℞") == 1
+
+
 # -- views --------------------------------------------------------------------------------------------
 
 
@@ -258,6 +274,43 @@ def test_features_stand_in_the_order_that_is_asked_for(viewer: Answers, choices:
         low, high = MEASURES[order].ends(row)
         is_measured = order in ("mean", "significance")
         assert (alpha == 1) == (not is_measured or (low is not None and high is not None and not low <= 0 <= high))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_sparklines_are_the_courses_of_the_bars_beside_them(analyst: Answers, is_first: bool) -> None:
+    """Of own cohorts too, whichever is answered first; none of another order or cohort stays."""
+    choices = choices_of(analyst, "analyst")
+    ranking = Ranking(choices, lambda feature: None)
+    lines = Sparklines(ranking)
+    start = default_state(choices)
+    own = Cohort(conditions=(condition_of("where:n_steps > 1"),))
+    for state in (
+        start,
+        replace(start, order="mean"),
+        replace(start, order="significance"),
+        replace(start, cohort=own),
+    ):
+        put(lines if is_first else ranking, analyst, state)
+        assert is_first or not ranking.lines.data["xs"], "those of another question are gone"
+        put(ranking if is_first else lines, analyst, state)
+        told = analyst.now(question("sparklines", **state.of(), top=1000)).to_pylist()
+        drawn = dict(
+            zip(
+                ranking.lines.data["code"],
+                zip(ranking.lines.data["xs"], ranking.lines.data["ys"], strict=True),
+                strict=True,
+            )
+        )
+        assert drawn
+        for code, y in zip(ranking.source.data["code"], ranking.source.data["y"], strict=True):
+            course = [(row["time_bin"], row["mean_per_prediction"]) for row in told if row["code"] == code]
+            if len(course) > 1:
+                largest = max(abs(mean) for _, mean in course)
+                xs, ys = drawn.pop(code)
+                assert dict(zip(xs, ys, strict=True)) == pytest.approx(
+                    {-time_bin - 0.5: y + 0.36 * mean / largest for time_bin, mean in course}
+                )
+        assert not drawn
 
 
 def test_two_cohorts_share_a_scale_and_their_difference_has_its_own(analyst: Answers) -> None:
@@ -727,6 +780,56 @@ class Clock:
     def now(self, zone: tzinfo) -> datetime:
         """That second."""
         return datetime(2026, 1, 1, second=self.second, tzinfo=zone)
+
+
+def test_a_fixed_panel_counts_the_same_patients_in_every_bin(small_run: SmallRun, tmp_path: Path) -> None:
+    """As many as the farthest bin counts without it; of the reference and of who is marked too, and the address has it."""
+    with session_at(small_run.store, "analyst", tmp_path) as session:
+        session.begin(pages()["overview"].views(session))
+        session.act("compare", {"with": "classes"})
+        offers = settle(session)["texts"]["at_risk_words"]
+        offered = [float(hours) for hours in re.findall(r'data-act="panel" data-hours="([\d.]+)"', offers)]
+        assert offered == sorted(set(offered))
+        assert offered
+        ask = session.version.store.ask
+        before = {side: by_bin(ask("number_at_risk", **session.state.of(one))) for side, one in cohorts(session.state)}
+        session.act("panel", {"hours": f"{offered[0]:g}"})
+        told = settle(session)
+        assert told["status"] == "ready"
+        width = session.version.choices.offered[session.state.run].time.width_hours
+        last = round(offered[0] / width)
+        for side, one in cohorts(session.state):
+            after = by_bin(ask("number_at_risk", **session.state.of(one)))
+            assert {after[time_bin] for time_bin in range(last + 1)} == {before[side][last]}, side
+            assert all(after[time_bin] == before[side][time_bin] for time_bin in after if time_bin > last)
+        both = session.state.of_both()
+        assert both["cohort_a"] == both["cohort_b"] == f"(history_minutes >= {offered[0] * 60})"
+        assert "Everybody again" in told["texts"]["at_risk_words"]
+        assert "whose history reaches back" in told["texts"]["cohort"]
+        found, wrong = state_from_address(parse_qs(session.state.address), session.version.choices, session.condition)
+        assert (found, wrong) == (session.state, [])
+        for hours, said in (("-3", "a number of hours"), ("soon", "a number of hours")):
+            session.act("panel", {"hours": hours})
+            assert said in session.told.tags[0]["texts"]["notice"]
+        session.act("panel", {"hours": ""})
+        assert session.state.panel is None
+    with session_at(small_run.store, "viewer", tmp_path) as session:
+        session.begin([])
+        session.act("panel", {"hours": "24"})
+        assert "for analysts alone" in html.unescape(session.told.tags[0]["texts"]["notice"])
+        _, wrong = state_from_address({"panel": ["24"]}, session.version.choices, session.condition)
+        assert "for analysts alone" in wrong[0]
+
+
+def cohorts(state: State) -> list[tuple[str, Cohort]]:
+    """The cohort and its reference."""
+    assert state.reference is not None
+    return [("cohort", state.cohort), ("reference", state.reference)]
+
+
+def by_bin(counts: pa.Table) -> dict[int, int]:
+    """The patients of each bin of number_at_risk."""
+    return {row["time_bin"]: row["n_patients"] for row in counts.to_pylist() if row["time_bin"] is not None}
 
 
 def test_csv_is_what_the_store_answers(small_run: SmallRun) -> None:

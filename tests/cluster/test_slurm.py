@@ -148,7 +148,8 @@ def slurm(request: pytest.FixtureRequest) -> Slurm:
     return found
 
 
-@pytest.mark.parametrize("slurm", [pytest.param("fake", marks=pytest.mark.full), "real"], indirect=True)
+@pytest.mark.full  # the next one asks more
+@pytest.mark.parametrize("slurm", ["fake", "real"], indirect=True)
 def test_a_stopped_job_is_queued_again_and_ends_as_if_undisturbed(slurm: Slurm, place: Place) -> None:
     """Before its time is up, SIGTERM comes to the batch script alone."""
     job = slurm.submit("--cpus-per-task=2", **place.variables)

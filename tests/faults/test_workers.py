@@ -15,7 +15,7 @@ from whenwhy.engine import Workers, run
 ASKED = AttributeSettings("gradient_times_input")
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(7, marks=pytest.mark.full)])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, count: int) -> None:
     of = prepared()
     attribute_shards(of.sequences, of.model, tmp_path / "attr", ASKED, Workers(count=count))

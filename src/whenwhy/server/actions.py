@@ -12,7 +12,7 @@ from whenwhy.server import patient
 from whenwhy.server.cohort import Cohort, members_sql
 from whenwhy.server.labels import for_analysts
 from whenwhy.server.outcomes import predicted_text
-from whenwhy.server.state import COLORS, LAGS, ORDERS, PARTS, State, default_state
+from whenwhy.server.state import COLORS, LAGS, ORDERS, PARTS, State, default_state, hours_of_panel
 
 if TYPE_CHECKING:
     from whenwhy.server.session import Session
@@ -232,6 +232,15 @@ def _lasso(session: Session, told: Told) -> State:
     return replace(session.state, selected=session.condition(f"saved:{name}", session.state.run))
 
 
+def _panel(session: Session, told: Told) -> State:
+    """The same patients in every bin until so many hours before; whoever there is, where none are told."""
+    if not told["hours"]:
+        return replace(session.state, panel=None)
+    if not session.version.choices.has_rows:
+        raise UserError(for_analysts("The same patients in every bin"))
+    return replace(session.state, panel=hours_of_panel(str(told["hours"])))
+
+
 def _of_patient(
     follow: Callable[[patient.Chosen, Told], patient.Chosen],
 ) -> Callable[[Session, Told], State]:
@@ -258,6 +267,7 @@ ACTIONS: Final[Mapping[str, Callable[[Session, Told], State]]] = {
     "save": _save,
     "load": _load,
     "forget": _forget,
+    "panel": _panel,
     "open": _open,
     "lasso": _lasso,
     "patient": _of_patient(patient.looked),

@@ -14,6 +14,7 @@ from whenwhy.errors import UserError
 from whenwhy.schema import HELD_OUT, SPLITS
 from whenwhy.server.answers import Question, question
 from whenwhy.server.cohort import NEEDS_ROWS, Condition, condition_of
+from whenwhy.server.labels import feature_name, feature_words
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.store.open import Role
 
@@ -51,8 +52,12 @@ class Offered:
         return (known[0], known[1]) if len(known) > 1 else None
 
     def name_of(self, code: str) -> str:
-        """The description of a feature, or its code where it has none."""
-        return str(self.features.get(code, {}).get("description") or code)
+        """The description of a feature, or its code where it has none; a treatment is marked."""
+        return feature_name(code, self.features.get(code, {}).get("description"))
+
+    def words_of(self, code: str) -> str:
+        """The same with its code."""
+        return feature_words(code, self.features.get(code, {}).get("description"))
 
 
 @dataclass(frozen=True)

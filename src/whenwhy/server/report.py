@@ -21,7 +21,7 @@ from whenwhy.server.answers import Answers
 from whenwhy.server.charts import TimeFrame
 from whenwhy.server.choices import Choices, choices_of
 from whenwhy.server.cohort import Cohort
-from whenwhy.server.labels import NOT_A_CAUSE, capitalised, class_words, feature_words
+from whenwhy.server.labels import NOT_A_CAUSE, capitalised, class_words
 from whenwhy.server.markup import words
 from whenwhy.server.state import State, default_state
 from whenwhy.server.view import Texts, View
@@ -35,6 +35,7 @@ from whenwhy.server.views import (
     HeatMap,
     Leaks,
     Ranking,
+    Sparklines,
     Timeline,
     ValueEffect,
 )
@@ -94,6 +95,7 @@ def write_report(
             ranking = Ranking(choices)
             about = About(choices, store.version.name[:8])
             head, first = _shown(about, answers, state), _shown(ranking, answers, state)
+            _shown(Sparklines(ranking), answers, state)
             chosen = _features(features, choices, state, list(ranking.source.data["code"]))
             sections = [Section("ranking", "", {**head, **first}, ("ranking",))]
             charts: dict[str, Model] = {"ranking": ranking.charts["ranking"]}
@@ -205,5 +207,5 @@ def _of_feature(number: int, state: State, answers: Answers, choices: Choices, c
             if chart.visible:
                 names.append(f"{name}_{number}")
                 charts[names[-1]] = chart
-    title = feature_words(state.feature, choices.offered[state.run].name_of(state.feature))
+    title = choices.offered[state.run].words_of(state.feature)
     return Section(f"feature-{number}", title, texts, tuple(names))

@@ -27,7 +27,7 @@ from whenwhy.server.published import Version
 from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.server.state import ORDERS, State, state_from_address
 from whenwhy.server.view import View
-from whenwhy.server.views.about import cohort_words
+from whenwhy.server.views.about import cohort_words, panel_words
 
 if TYPE_CHECKING:
     from whenwhy.attribution.what_if import Served
@@ -277,9 +277,7 @@ class Session:
         return {
             "address": state.address,
             "feature": state.feature,
-            "feature_words": feature_words(
-                state.feature, self.version.choices.offered[state.run].name_of(state.feature)
-            ),
+            "feature_words": self.version.choices.offered[state.run].words_of(state.feature),
             "run": state.run,
             "split": state.split,
             "class": state.cohort.class_label,
@@ -312,7 +310,10 @@ class Session:
         asked = view.csv(self.state)
         outcome = str(self.version.choices.runs[self.state.run]["outcome"])
         about = {
-            "cohort": ", ".join(cohort_words(self.state, self.state.cohort, outcome)),
+            "cohort": ", ".join(
+                cohort_words(self.state, self.state.cohort, outcome)
+                + ([] if self.state.panel is None else [panel_words(self.state.panel)])
+            ),
             "version": self.version.name,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -20,6 +21,7 @@ WORDS: Final = {
     "split": "split",
     "stratum": "stratum",
     "where": "condition",
+    "panel": "fixed panel",
     "against": "reference",
     "against_class": "class",
     "against_stratum": "stratum",
@@ -63,7 +65,8 @@ class State:
     """The chosen run, feature and cohorts. There is never a patient in it, so an address can be passed on.
 
     `against` is the reference that the cohort is compared with; `selected` what a brush has marked within the cohort.
-    `other` is the feature that pairs are with, `lag` how many steps before; `other_run` the run that this one is held
+    `panel` is of everybody: predictions whose history reaches back that many hours, so that every bin until then counts the
+    same patients. `other` is the feature that pairs are with, `lag` how many steps before; `other_run` the run that this one is held
     against, `subgroups` the kind of strata whose subgroups are compared, `within` the code groups that were entered, each
     within the one before, `color` what points are coloured by; `opened` holds the parts of pages that are asked for.
     """
@@ -74,6 +77,7 @@ class State:
     cohort: Cohort = field(default_factory=Cohort)
     against: Cohort | Literal["rest"] | None = None
     selected: Condition | None = None
+    panel: float | None = None
     other: str | None = None
     other_run: str | None = None
     subgroups: str | None = None
@@ -99,7 +103,23 @@ class State:
             "stratum": cohort.stratum,
             "min_patients": self.min_patients,
         }
-        return told if cohort.predicate is None else {**told, "cohort": cohort.predicate}
+        predicate = self._predicate(cohort)
+        return told if predicate is None else {**told, "cohort": predicate}
+
+    def _predicate(self, cohort: Cohort) -> str | None:
+        """The conditions of a cohort, and of the panel."""
+        panel = None if self.panel is None else f"(history_minutes >= {self.panel * 60!r})"
+        return " and ".join(filter(None, (cohort.predicate, panel))) or None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the store has the cohort's cells ready.
+
+        Example:
+            >>> State("r", "held_out", "hdl").is_ready, State("r", "held_out", "hdl", panel=24.0).is_ready
+            (True, False)
+        """
+        return self.cohort.is_ready and self.panel is None
 
     def of_rows(self, cohort: Cohort | None = None) -> dict[str, Any]:
         """The same of every named query about single predictions, which knows no fewest patients.
@@ -117,9 +137,9 @@ class State:
         told: dict[str, Any] = {"run": self.run, "split": self.split, "min_patients": self.min_patients}
         for side, cohort in (("a", self.cohort), ("b", reference)):
             told |= {f"class_{side}": cohort.class_label, f"stratum_{side}": cohort.stratum}
-            if not (self.cohort.is_ready and reference.is_ready):
+            if not (self.is_ready and reference.is_ready):
                 # One predicate alone would mean everybody else as the other.
-                told[f"cohort_{side}"] = cohort.predicate or "true"
+                told[f"cohort_{side}"] = self._predicate(cohort) or "true"
         return told
 
     @property
@@ -164,6 +184,8 @@ class State:
             told += [("against_where", condition.text) for condition in self.against.conditions]
         if self.selected is not None:
             told.append(("selected", self.selected.text))
+        if self.panel is not None:
+            told.append(("panel", f"{self.panel:.12g}"))
         if self.other is not None:
             told.append(("other", self.other))
         if self.other_run is not None:
@@ -288,6 +310,13 @@ def state_from_address(
         color=chosen("color", state.color),
         opened=frozenset(given.get("opened", ())) & PARTS,
     )
+    if "panel" in last:
+        try:
+            if not choices.has_rows:
+                raise UserError(NEEDS_ROWS)
+            state = replace(state, panel=hours_of_panel(last["panel"]))
+        except UserError as error:
+            wrong.append(str(error))
     if "min_patients" in last:
         try:
             state = replace(state, min_patients=fewest_patients(last["min_patients"]))
@@ -308,6 +337,22 @@ def fewest_patients(text: str) -> int:
             f"min_patients is a whole number from {MIN_PATIENTS} on, not '{shortened(text, 60)}': showing {MIN_PATIENTS}."
         )
     return int(text)
+
+
+def hours_of_panel(text: str) -> float:
+    """How far back every bin counts the same patients, in hours.
+
+    Example:
+        >>> hours_of_panel("48")
+        48.0
+    """
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours < math.inf:
+        raise UserError(f"The fixed panel reaches back a number of hours, not '{shortened(text, 60)}'.")
+    return hours
 
 
 def _not_there(kind: str, text: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:

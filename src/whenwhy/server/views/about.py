@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -14,15 +14,19 @@ from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort
 from whenwhy.server.labels import (
+    TREATMENT_WORDS,
     baseline_words,
     capitalised,
     class_words,
     counted,
     is_complete,
+    is_treatment,
+    number,
     percent,
     quantity_in_unit,
     split_words,
     stratum_words,
+    time_unit,
     unit_of,
 )
 from whenwhy.server.outcomes import classes_of
@@ -91,13 +95,15 @@ class About:
         ]
         whole = data.counts["everybody"]
         chips = ['<li class="label">the cohort</li>']
-        chips += [_chip(words) for words in cohort_words(state, state.cohort, outcome)]
+        chips += [_chip(words) for words in cohort_words(state, replace(state.cohort, conditions=()), outcome)]
         chips += [_chip(c.words, "remove", condition=c.text) for c in state.cohort.conditions]
+        if state.panel is not None:
+            chips.append(_chip(panel_words(state.panel), "panel", hours=""))
         chips.append(f"<li><b>{html.escape(counts(data.counts['cohort'], whole))}</b></li>")
         reference, selected = state.reference, state.selected
         against = ""
         if reference is not None:
-            told = [*cohort_words(state, reference, outcome)[1:], *(c.words for c in reference.conditions)]
+            told = cohort_words(state, reference, outcome)[1:]
             against = (
                 '<ul class="chips against"><li class="label">its reference</li>'
                 + "".join(_chip(words) for words in told)
@@ -116,21 +122,36 @@ class About:
                 f"<li><b>{html.escape(said)}</b></li></ul>"
             )
         title = html.escape(capitalised(outcome))
+        treatments = TREATMENT_WORDS if any(map(is_treatment, self._choices.offered[state.run].features)) else ""
         return {
             "about": f'<h1>{title}</h1><ul class="chips facts">{"".join(f"<li>{fact}</li>" for fact in facts)}</ul>',
-            "unit": html.escape(doubling(run, classes_of(self._choices, state.run))),
+            "unit": html.escape(
+                " · ".join(filter(None, [doubling(run, classes_of(self._choices, state.run)), treatments]))
+            ),
             "cohort": f'<ul class="chips">{"".join(chips)}</ul>{against}{marked}',
         }
 
 
 def cohort_words(state: State, cohort: Cohort, outcome: str) -> list[str]:
-    """Split, class and stratum in words.
+    """Split, class, stratum and conditions in words.
 
     Example:
         >>> cohort_words(State("r", "held_out", "hdl"), Cohort("true"), "death")
         ['held-out patients', 'death: true', 'everybody']
     """
-    return [split_words(state.split), class_words(cohort.class_label, outcome), stratum_words(cohort.stratum)]
+    told = [split_words(state.split), class_words(cohort.class_label, outcome), stratum_words(cohort.stratum)]
+    return told + [condition.words for condition in cohort.conditions]
+
+
+def panel_words(hours: float) -> str:
+    """Whom a fixed panel is of.
+
+    Example:
+        >>> panel_words(48)
+        'those whose history reaches back 2 days'
+    """
+    unit, width = time_unit(hours)
+    return f"those whose history reaches back {number(hours / width)} {unit}"
 
 
 def counts(row: Mapping[str, Any] | None, whole: Mapping[str, Any] | None) -> str:

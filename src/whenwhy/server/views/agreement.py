@@ -13,7 +13,16 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.dumbbells import Dumbbells, legend
-from whenwhy.server.labels import capitalised, feature_words, no_cells, percent, run_words, signed, unit_of
+from whenwhy.server.labels import (
+    capitalised,
+    feature_name,
+    feature_words,
+    no_cells,
+    percent,
+    run_words,
+    signed,
+    unit_of,
+)
 from whenwhy.server.markup import choice, heading, in_details, table, words
 from whenwhy.server.state import State
 from whenwhy.server.view import Choose, Tables, Texts
@@ -76,7 +85,7 @@ class Agreement:
         units = [unit_of(runs[run]) for run in (state.run, data.other)]
         is_comparable = units[0] == units[1]
         self.drift.put(
-            [str(row["description"] or row["code"]) for row in rows] if is_comparable else [],
+            [feature_name(row["code"], row["description"]) for row in rows] if is_comparable else [],
             {
                 "first": [row["mean_a"] for row in rows],
                 "second": [row["mean_b"] for row in rows],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,10 +17,12 @@ from whenwhy.server.answers import Question, question
 from whenwhy.server.charts import FADED, TYPEFACE, Columns, TimeFrame, draw, empty, grey_cells, tooltip
 from whenwhy.server.choices import Choices
 from whenwhy.server.feature import FeatureCells, asked_of
-from whenwhy.server.labels import compact
+from whenwhy.server.labels import compact, counted, number
+from whenwhy.server.markup import choice
 from whenwhy.server.state import State
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.server.view import Tables, Texts
+from whenwhy.server.views.about import panel_words
 from whenwhy.server.views.timeline import WHO
 
 #: What strips of two cohorts are there for.
@@ -174,13 +177,46 @@ class AtRisk:
             {0.5: "patients\nat risk"} if n == 1 else {data.base(who) + 0.5: STRIPS[who] for who in data.strips}
         )
         self._plot.visible = data.is_timed
-        return {"at_risk_words": f'<p class="quiet">{OTHERS}</p>'} if n > 1 and data.is_timed else {}
+        told = f'<p class="quiet">{OTHERS}</p>' if n > 1 else ""
+        if self._choices.has_rows:
+            told += panels(data.state, data.scale, data.strips["cohort"])
+        return {"at_risk_words": told if data.is_timed else ""}
 
 
 COLUMNS = (
     *("x", "time_bin", "n_patients", "n_predictions", "top", "bottom", "middle", "fill", "alpha", "label", "time"),
     "who",
 )
+
+
+#: A panel is offered for the farthest bin that still counts such a share of the patients.
+SHARES: Final = (0.9, 0.75, 0.5, 0.25)
+
+
+def panels(state: State, scale: TimeScale, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The HTML that offers the same patients in every bin, or everybody again where they are chosen.
+
+    Example:
+        >>> rows = [{"time_bin": i, "n_patients": n} for i, n in enumerate([100, 90, 40])]
+        >>> panels(State("r", "held_out", "hdl"), TimeScale(3, 24.0), rows).count("<button")
+        2
+    """
+    if state.panel is not None:
+        again = choice("panel", "Everybody again", hours="")
+        return f'<p class="offers">Bins count {html.escape(panel_words(state.panel))}, the same until then. {again}</p>'
+    n = {row["time_bin"]: row["n_patients"] for row in rows}
+    ends = {max((b for b in n if n[b] >= share * fullest(rows)), default=0) for share in SHARES} - {0}
+    offers = [
+        choice(
+            "panel",
+            f"{number(b * scale.width_hours / scale.unit[1])} {scale.unit[0]} ({counted(n[b], 'patient')})",
+            hours=f"{b * scale.width_hours:.12g}",
+        )
+        for b in sorted(ends)
+    ]
+    if not offers:
+        return ""
+    return f'<p class="offers"><b>Earlier bins count fewer patients. The same in every bin back to:</b> {" ".join(offers)}</p>'
 
 
 def fullest(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -16,6 +16,7 @@ from whenwhy.server.labels import (
     capitalised,
     class_words,
     counted,
+    feature_name,
     feature_words,
     no_cells,
     number,
@@ -81,7 +82,7 @@ class DataQuality:
         """The card's title, the legend and the table."""
         rows, state = data.rows, data.state
         self.coverage.put(
-            [str(row["description"] or row["code"]) for row in rows],
+            [feature_name(row["code"], row["description"]) for row in rows],
             {
                 "first": [_hundredths(row["share_of_patients"]) for row in rows],
                 "second": [_hundredths(row["training_share"]) for row in rows],
@@ -127,9 +128,7 @@ def whom(state: State, outcome: str, of_strata: bool = True) -> str:
     cohort = state.cohort
     told = [split_words(state.split), class_words(cohort.class_label, outcome)]
     told += [stratum_words(cohort.stratum)] if of_strata else []
-    without = ["its conditions"] * bool(cohort.conditions) + ["its stratum"] * (
-        not of_strata and cohort.stratum != "all"
-    )
+    without = ["its conditions"] * (not state.is_ready) + ["its stratum"] * (not of_strata and cohort.stratum != "all")
     return ", ".join(told) + (f" (the cohort without {' and '.join(without)})" if without else "")
 
 

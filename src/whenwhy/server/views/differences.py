@@ -21,6 +21,7 @@ from whenwhy.server.dumbbells import LABEL_WIDTH, Dumbbells, put_rows
 from whenwhy.server.labels import (
     capitalised,
     counted,
+    feature_name,
     feature_words,
     interval,
     no_cells,
@@ -108,7 +109,7 @@ class Differences:
     def put(self, data: Differing) -> Texts:
         """The card's title, and the table."""
         run, rows = self._choices.runs[data.state.run], data.rows
-        labels = [str(row["description"] or row["code"]) for row in rows]
+        labels = [feature_name(row["code"], row["description"]) for row in rows]
         self.levels.put(labels, columns(data), f"{unit_of(run)} per prediction")
         put_rows(self._plot, labels)
         low, high = around_zero([row[name] for row in rows for name in ENDS])

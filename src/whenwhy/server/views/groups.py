@@ -14,6 +14,7 @@ from whenwhy.server.choices import Choices
 from whenwhy.server.labels import (
     capitalised,
     counted,
+    feature_name,
     feature_words,
     interval,
     no_cells,
@@ -94,9 +95,7 @@ class Groups:
                 said += " Codes lie in groups where the column parent_codes of the data set's metadata/codes.parquet names them."
             return dict.fromkeys(TEXTS, "") | {"groups_path": path, "groups_words": words(said)}
         whole = f"all that {state.within[-1]} carries" if state.within else "all that codes carry"
-        who = ", ".join(
-            [*cohort_words(state, state.cohort, str(run["outcome"])), *(c.words for c in state.cohort.conditions)]
-        )
+        who = ", ".join(cohort_words(state, state.cohort, str(run["outcome"])))
         n = f"{counted(len(data.rows), 'part')}{' that carry most' if len(data.rows) == TOP else ''}"
         told = (
             f"{who}; {n}. Shares are of {whole} in absolute terms; whiskers: 95 % interval, patients as units; pale: it "
@@ -132,7 +131,7 @@ def _row(data: Parts, row: Mapping[str, Any], column: str) -> NamedRow:
     codes = f", {counted(row['n_codes'], 'code')}" if row["level"] == "group" else ""
     return NamedRow(
         f"{row['level']}:{row['code']}",
-        row["description"] or row["code"],
+        feature_name(row["code"], row["description"]),
         feature_words(row["code"], row["description"]),
         100 * row["share"] if is_share else row[column],
         None if is_share else row[f"{column}_low"],

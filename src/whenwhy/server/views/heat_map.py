@@ -33,7 +33,6 @@ from whenwhy.server.cohort import Cohort, recorded_text
 from whenwhy.server.feature import FeatureCells, asked_of
 from whenwhy.server.labels import (
     capitalised,
-    feature_words,
     found,
     interval,
     no_cells,
@@ -200,11 +199,7 @@ class HeatMap:
         outcome = str(run["outcome"])
 
         def of(cohort: Cohort | None) -> str:
-            told = (
-                []
-                if cohort is None
-                else cohort_words(state, cohort, outcome)[1:] + [c.words for c in cohort.conditions]
-            )
+            told = [] if cohort is None else cohort_words(state, cohort, outcome)[1:]
             return f"<h3>{html.escape(', '.join(told))}</h3>" if told and state.reference is not None else ""
 
         return {
@@ -242,9 +237,9 @@ def legend(can_mark: bool) -> str:
 def heading_of(data: Cells, choices: Choices) -> str:
     """The card's title with the patients and events that it rests on."""
     state = data.state
-    name = feature_words(state.feature, choices.offered[state.run].name_of(state.feature))
+    name = choices.offered[state.run].words_of(state.feature)
     outcome = str(choices.runs[state.run]["outcome"])
-    who = cohort_words(state, state.cohort, outcome) + [c.words for c in state.cohort.conditions]
+    who = cohort_words(state, state.cohort, outcome)
     return heading(f"{capitalised(name)}{found(data.summary)}", ", ".join(who))
 
 

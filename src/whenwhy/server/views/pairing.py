@@ -107,7 +107,7 @@ def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 def _whom(state: State, cohort: Cohort, outcome: str) -> str:
     if state.against == "rest" and cohort == state.reference:
         return EVERYBODY_ELSE
-    return ", ".join([*cohort_words(state, cohort, outcome)[1:], *(c.words for c in cohort.conditions)])
+    return ", ".join(cohort_words(state, cohort, outcome)[1:])
 
 
 def _pair(name: str, pair: tuple[str, str]) -> str:

@@ -16,7 +16,6 @@ from whenwhy.server.choices import Choices
 from whenwhy.server.labels import (
     capitalised,
     counted,
-    feature_words,
     found,
     interval,
     no_cells,
@@ -107,7 +106,7 @@ class Partners:
             )
             return dict.fromkeys(TEXTS, "") | {"partners_lags": lags, "partners_words": words(said)}
         outcome = str(run["outcome"])
-        who = ", ".join(cohort_words(state, state.cohort, outcome) + [c.words for c in state.cohort.conditions])
+        who = ", ".join(cohort_words(state, state.cohort, outcome))
         told = (
             f"{who}. {f'The first {TOP} of {data.n}' if data.n > TOP else counted(data.n, 'partner')}, those that carry most "
             f"in sum first. Together: what both contribute, per pair; difference: what {name} contributes where the partner is "
@@ -126,7 +125,7 @@ class Partners:
         }
 
     def _name(self, state: State, code: str) -> str:
-        return feature_words(code, self._choices.offered[state.run].name_of(code))
+        return self._choices.offered[state.run].words_of(code)
 
     def _row(self, data: Together, row: Mapping[str, Any], column: str) -> NamedRow:
         return NamedRow(

@@ -20,7 +20,7 @@ from whenwhy.events.changed_records import CHANGEABLE, Add, Change, Remove
 from whenwhy.server.answers import Question
 from whenwhy.server.charts import CHOSEN, MARK, ZERO_LINE, Columns, chart, draw, empty, label_axis, tooltip
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import counted, feature_words, number, signed, unit_of
+from whenwhy.server.labels import counted, feature_name, feature_words, number, signed, unit_of
 from whenwhy.server.markup import choice, heading, in_details, table
 from whenwhy.server.patient import Look, Record, RecordAxis, patient_question, range_words, record_of, value_words
 from whenwhy.server.state import State
@@ -189,7 +189,7 @@ class PatientWhatIf:
             listed += in_details(f"{len(rows) - FIRST:,} more values", table(f"The others.{more}", head, rows[FIRST:]))
         features = list(self._choices.offered[data.state.run].features.items())[:SUGGESTED]
         suggested = "".join(
-            f'<option value="{html.escape(code)}">{html.escape(feature["description"] or code)}</option>'
+            f'<option value="{html.escape(code)}">{html.escape(feature_name(code, feature["description"]))}</option>'
             for code, feature in features
         )
         add = (

@@ -94,7 +94,7 @@ class Percentiles:
         if PART not in state.opened:
             return {}
         need_rows(self._choices, "Percentiles of single contributions")
-        if state.cohort.stratum != "all" or state.cohort.conditions:
+        if state.cohort.stratum != "all" or not state.is_ready:
             raise UserError(
                 "Percentiles are ready for everybody of a class alone: choose the stratum everybody, without conditions."
             )

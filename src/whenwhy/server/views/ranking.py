@@ -23,6 +23,7 @@ from whenwhy.server.choices import Choices
 from whenwhy.server.labels import (
     capitalised,
     counted,
+    feature_name,
     feature_words,
     interval,
     no_cells,
@@ -90,11 +91,10 @@ WHAT: Final = {
 
 @dataclass(frozen=True)
 class Ranked:
-    """The features in their order, their courses in time, and what the marked patients have."""
+    """The features in their order, and what the marked patients have."""
 
     state: State
     rows: list[Mapping[str, Any]]
-    courses: Mapping[str, list[tuple[int, float]]]
     marked: Mapping[str, float]
     n_bins: int
 
@@ -111,8 +111,10 @@ class Ranking:
 
     def __init__(self, choices: Choices, choose: Choose | None = None) -> None:
         self._choices, self._can_choose = choices, choose is not None
-        self.source, self.marked, self.lines = empty(*COLUMNS), empty("y", "value"), empty("xs", "ys", "color")
+        self.source, self.marked, self.lines = empty(*COLUMNS), empty("y", "value"), empty(*LINES)
         self.source.name = "ranking_bars"
+        #: The questions whose answers the lines stand for.
+        self.lines_of: tuple[Question, ...] = ()
         self._plot = chart(300, left=LABEL_WIDTH, grid="x")
         self._plot.min_border_right = 12
         self._plot.yaxis.ticker = self._rows = FixedTicker(ticks=[])
@@ -156,11 +158,8 @@ class Ranking:
         return {"ranking": self._plot}
 
     def questions(self, state: State) -> Mapping[str, Question]:
-        """The first features of the order, and their courses."""
+        """The first features of the order, and how those of the marked patients stand."""
         asked = {"rows": _ranking(state)}
-        if state.cohort.is_ready:  # of others, so many courses take longer to work out than all else together
-            most = TOP if state.order == "size" else COURSES
-            asked["courses"] = question("sparklines", **state.of(), top=most)
         if state.selected_cohort is not None and state.order in ("size", "mean", "significance"):
             asked["marked"] = question("top_features", **state.of(state.selected_cohort), top=ALL)
         return asked
@@ -170,19 +169,15 @@ class Ranking:
         return _ranking(state)
 
     def read(self, state: State, tables: Tables) -> Ranked:
-        """The rows, and the courses of those."""
+        """The rows, and what marked patients have in them."""
         rows = tables["rows"].to_pylist()
         wanted = {row["code"] for row in rows}
-        courses: dict[str, list[tuple[int, float]]] = {code: [] for code in wanted}
-        for row in tables["courses"].to_pylist() if "courses" in tables else []:
-            if row["code"] in wanted and row["mean_per_prediction"] is not None:
-                courses[row["code"]].append((row["time_bin"], row["mean_per_prediction"]))
         marked: dict[str, float] = {}
         if "marked" in tables:
             column, told = MEASURES[state.order].value, tables["marked"]
             there = told.filter(pc.is_in(told["code"], pa.array(sorted(wanted), pa.string())))
             marked = {row["code"]: row[column] for row in there.to_pylist()}
-        return Ranked(state, rows, courses, marked, self._choices.offered[state.run].time.n_bins)
+        return Ranked(state, rows, marked, self._choices.offered[state.run].time.n_bins)
 
     def _tapped(self, choose: Choose, attribute: str, old: list[int], new: list[int]) -> None:
         if new:
@@ -217,20 +212,18 @@ class Ranking:
         self._plot.xaxis.major_label_overrides = {tick: number(tick, 3) for tick in ticks(low, high)}
         bins = max(1, data.n_bins)
         self._plot.extra_x_ranges["time"].update(start=-bins / SPARKLINES * 1.04, end=bins * 0.02)
-        self.lines.data = sparkline_columns(data)
+        if self.lines_of != _lines_of(data.state):
+            self.lines.data = {name: [] for name in LINES}
         self._plot.y_range.update(start=-n - 0.5, end=-0.5)
         self._plot.height = BAR_HEIGHT * n + 62
         self._rows.ticks = sorted(self.source.data["y"])
         self._plot.yaxis.major_label_overrides = {
-            -row["rank"]: shortened(str(row["description"] or row["code"]), 22) for row in data.rows
+            -row["rank"]: shortened(feature_name(row["code"], row["description"]), 22) for row in data.rows
         }
         self._plot.xaxis.axis_label = data.measure.axis.format(unit=unit_of(run))
         shown = f"the first {n}" if n == TOP else counted(n, "feature")
         choosing = "; choose a bar" if self._can_choose else ""
-        courses = "at the right its course in time, each to its own scale"
-        if not data.state.cohort.is_ready:
-            courses = "their courses in time are drawn of classes and strata that are ready"
-        ranked = f"by {ORDERS[data.state.order]}{choosing}; {courses}"
+        ranked = f"by {ORDERS[data.state.order]}{choosing}; at the right its course in time, each to its own scale"
         if data.state.order == "size" and any(row["mean_abs_per_prediction"] is None for row in data.rows):
             ranked = "without a rank: how many predictions there are may not be shown for this cohort"
         return {
@@ -238,6 +231,51 @@ class Ranking:
             "ranking_words": "",
             "ranking_table": _table(data, run),
         }
+
+
+@dataclass(frozen=True)
+class Courses:
+    """The ranked features, and the means of each by bin of time."""
+
+    state: State
+    rows: list[Mapping[str, Any]]
+    means: Mapping[str, list[tuple[int, float]]]
+
+
+class Sparklines:
+    """The courses at the right of a ranking's bars, drawn once they are there: of own cohorts they take longest of all."""
+
+    name = "sparklines"
+
+    def __init__(self, ranking: Ranking) -> None:
+        self._ranking = ranking
+
+    @property
+    def charts(self) -> Mapping[str, UIElement]:
+        """None of its own."""
+        return {}
+
+    def questions(self, state: State) -> Mapping[str, Question]:
+        """The courses of the first features of the order."""
+        return {"rows": _ranking(state), "courses": _courses(state)}
+
+    def csv(self, state: State) -> Question:
+        """The question whose answer is drawn."""
+        return _courses(state)
+
+    def read(self, state: State, tables: Tables) -> Courses:
+        """The courses of those features that are shown."""
+        rows = tables["rows"].to_pylist()
+        means: dict[str, list[tuple[int, float]]] = {row["code"]: [] for row in rows}
+        for row in tables["courses"].to_pylist():
+            if row["code"] in means and row["mean_per_prediction"] is not None:
+                means[row["code"]].append((row["time_bin"], row["mean_per_prediction"]))
+        return Courses(state, rows, means)
+
+    def put(self, data: Courses) -> Texts:
+        """Nothing in words."""
+        self._ranking.lines.data, self._ranking.lines_of = sparkline_columns(data), _lines_of(data.state)
+        return {}
 
 
 def _ranking(state: State) -> Question:
@@ -248,17 +286,29 @@ def _ranking(state: State) -> Question:
         return question("cohort_comparison", **state.of_both(), top=TOP)
     if state.order in ("size", "mean", "significance"):
         return question("top_features", **state.of(), top=TOP, order_by=state.order)
-    if not state.cohort.is_ready:
+    if not state.is_ready:
         raise UserError(
             f"The order by {ORDERS[state.order]} is ready for classes and strata alone: remove the conditions, or choose another."
         )
     return question("feature_ranking", criterion=state.order, **state.of(), top=TOP)
 
 
+def _courses(state: State) -> Question:
+    """The question for the courses of an order's features."""
+    return question("sparklines", **state.of(), top=TOP if state.order == "size" else COURSES)
+
+
+def _lines_of(state: State) -> tuple[Question, ...]:
+    return _ranking(state), _courses(state)
+
+
 COLUMNS = (
     *("y", "code", "name", "color", "alpha", "length", "value", "low", "high", "what", "value_words", "interval_words"),
     *("patients", "n_patients"),
 )
+
+
+LINES: Final = ("code", "xs", "ys", "color")
 
 
 def _patients(row: Mapping[str, Any]) -> list[int]:
@@ -303,14 +353,15 @@ def columns(data: Ranked) -> Columns:
     return told
 
 
-def sparkline_columns(data: Ranked) -> Columns:
+def sparkline_columns(data: Courses) -> Columns:
     """The course of each feature within its row, around its middle, as high as its largest bin."""
-    told: Columns = {"xs": [], "ys": [], "color": []}
+    told: Columns = {name: [] for name in LINES}
     for row in data.rows:
-        course = sorted(data.courses.get(row["code"], []), reverse=True)
+        course = sorted(data.means[row["code"]], reverse=True)
         largest = max((abs(mean) for _, mean in course), default=0.0)
         if len(course) < 2 or not largest:
             continue
+        told["code"].append(row["code"])
         told["xs"].append([-time_bin - 0.5 for time_bin, _ in course])
         told["ys"].append([-row["rank"] + 0.36 * mean / largest for _, mean in course])
         told["color"].append(CHOSEN if row["code"] == data.state.feature else MARK)
