@@ -210,6 +210,10 @@ def test_a_patient_is_removed_from_everything(everything: dict[str, Path]) -> No
     saved = SavedCohorts(everything["store"])
     assert saved.condition("drawn").sql == members_sql({(subject + 10**6, 60)})
     assert saved.condition("alone").sql == "score > 0 and false"
+    # Also where nothing else of the patient is left, as after a call that was killed.
+    saved.draw("again", members_sql({(subject, 60)}), "somebody")
+    assert any("1 saved cohort" in line for line in forget({subject}, list(everything.values())))
+    assert saved.condition("again").sql == "false"
     assert "train again" in lines[-1]
     assert not any(holds(path, subject) for path in everything.values())
     store = open_store(everything["store"])

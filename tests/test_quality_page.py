@@ -13,14 +13,15 @@ import pyarrow as pa
 import pytest
 
 from conftest import INLINE, SmallRun
-from test_server import put, sources
+from test_server import put, session_at, settle, sources
 from whenwhy.attribution.attribute_shards import AttributeSettings, attribute_shards
 from whenwhy.errors import UserError
 from whenwhy.schema import TRAIN
 from whenwhy.server.answers import Answers
 from whenwhy.server.choices import Choices, choices_of
-from whenwhy.server.cohort import Cohort
+from whenwhy.server.cohort import Cohort, members_sql, recorded_text
 from whenwhy.server.labels import is_complete, percent
+from whenwhy.server.pages import pages
 from whenwhy.server.state import State, default_state
 from whenwhy.server.view import Texts
 from whenwhy.server.views import About, Agreement, Completeness, DataQuality, Leaks, Provenance, Subgroups
@@ -66,6 +67,40 @@ def of_method(choices: Choices, method: str) -> State:
 def cells(text: str) -> list[str]:
     """The words of every cell of tables."""
     return [html.unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<td[^>]*>(.*?)</td>", text)]
+
+
+def test_another_run_is_of_the_same_patients(two_methods: Path, tmp_path: Path) -> None:
+    """The panel, the conditions and the fewest patients stay; what the other run does not know is refused in words."""
+    with session_at(two_methods, "analyst", tmp_path) as session:
+        session.begin([])
+        other = next(run for run in session.version.choices.runs if run != session.state.run)
+        value = session.version.choices.ranges(session.state.run, "lab")[1]["feature_value_id"]
+        session.act("add", {"condition": recorded_text("lab", (value,), (0.0, 1e4))})
+        session.act("panel", {"hours": "24"})
+        before = session.state
+        session.act("choose", {"name": "run", "value": other})
+        after = session.state
+        assert after.run == other
+        assert (after.panel, after.cohort, after.min_patients) == (24.0, before.cohort, before.min_patients)
+
+
+def test_a_file_says_whom_it_is_of_and_no_more(two_methods: Path, tmp_path: Path) -> None:
+    """Conditions and a fixed panel where the question has them; nobody's id."""
+    with session_at(two_methods, "analyst", tmp_path) as session:
+        views = pages()["quality"].views(session) + pages()["overview"].views(session)
+        session.begin(views)
+        session.saved.draw("drawn in the plane 0", members_sql({(7, 0), (8, 0)}), "somebody")
+        for condition in ("where:n_steps > 1", "saved:drawn in the plane 0"):
+            session.act("add", {"condition": condition})
+        session.act("panel", {"hours": "48"})
+        for name, has_conditions in (("data_quality", False), ("leaks", False), ("timeline", True), ("at_risk", True)):
+            session.act("csv", {"view": name})
+            told = settle(session)["csv"]["content"].splitlines()
+            [who] = [line for line in told if line.startswith("# cohort: ")]
+            assert ("n_steps > 1" in who) == has_conditions, name
+            assert ("history reaches back 2 days" in who) == has_conditions, name
+            assert "unnest" not in "".join(told[:4])
+            assert ("one of 2 predictions that a line was drawn around" in told[0]) == has_conditions
 
 
 def test_completeness_is_told_with_what_it_means(answers: Answers, choices: Choices) -> None:

@@ -83,7 +83,7 @@ def test_prometheus_is_told_of_shards_and_work(
         with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=30) as page:
             lines = re.findall(r"^ray_(whenwhy_\w+)\{(.*)\} (\S+)$", page.read().decode(), re.MULTILINE)
         found = {name: float(value) for name, tags, value in lines if 'stage="attribute"' in tags}
-        if found.get("whenwhy_amount_total") == n_rows:
+        if found.get("whenwhy_amount_total") == n_rows and {"whenwhy_shards_left", "whenwhy_gpu_bytes"} <= found.keys():
             break
         time.sleep(1)
     assert found["whenwhy_shards_total"] == len(made.shards)

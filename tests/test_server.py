@@ -53,7 +53,7 @@ from whenwhy.server.state import ORDERS, State, default_state, state_from_addres
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.server.users import User
 from whenwhy.server.view import Tables, Texts, View
-from whenwhy.server.views import About, AtRisk, HeatMap, Ranking, Sparklines, Timeline, ValueEffect
+from whenwhy.server.views import About, AtRisk, HeatMap, Pairs, Ranking, Sparklines, Timeline, ValueEffect
 from whenwhy.server.views.ranking import MEASURES
 from whenwhy.shipped import shipped
 from whenwhy.store import Store
@@ -227,6 +227,9 @@ def test_treatments_are_marked_wherever_they_are_named(analyst: Answers) -> None
     names = dict(zip(ranking.source.data["code"], ranking.source.data["name"], strict=True))
     assert [code for code, name in names.items() if "℞" in name] == ["drug"]
     assert texts["ranking_table"].count("℞") == 1
+    pairs = replace(state, feature="lab", split="train", lag="1", opened=frozenset({"pairs"}))
+    offered_partners = html.unescape(put(Pairs(choices), analyst, pairs)["pairs_partners"])
+    assert offered_partners.count("℞") == 1
 
 
 # -- views --------------------------------------------------------------------------------------------
@@ -758,6 +761,57 @@ def test_viewers_forget_what_they_saved_themselves(small_run: SmallRun, tmp_path
         assert session.saved.names == []
 
 
+def test_viewers_hear_no_name_of_what_they_may_not_see(small_run: SmallRun, tmp_path: Path) -> None:
+    """Not in hints, and not by asking; an analyst's link opens without what is not theirs."""
+    SavedCohorts(tmp_path).save("frail women", Cohort(conditions=(condition_of("where:score > 0"),)), "somebody else")
+    SavedCohorts(tmp_path).draw("drawn in the plane 1", members_sql({(7, 0)}), "somebody else")
+    with session_at(small_run.store, "viewer", tmp_path) as session:
+        session.begin([])
+        for name in ("frail woman", "frail women", "drawn in the plane 1"):
+            for action, told in (
+                ("load", {"name": name}),
+                ("forget", {"name": name}),
+                ("compare", {"with": f"saved:{name}"}),
+                ("select", {"condition": f"saved:{name}"}),
+            ):
+                session.act(action, told)
+                said = html.unescape(session.told.tags[0]["texts"]["notice"])
+                assert said
+                assert "frail women" not in said.replace(f"'{name}'", "")
+            found, wrong = state_from_address(
+                {"selected": [f"saved:{name}"]}, session.version.choices, session.condition
+            )
+            assert found.selected is None
+            assert len(wrong) == 1
+        assert session.state == default_state(session.version.choices)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [[[]], [[1]], ["x"], [[1, "csv", {"view": "no such view"}]], [[1, "lasso", {"members": [[float("inf"), 0]]}]],
+     [[1, "panel", {"hours": "1e308"}]], [[1, "choose", None]], [[1, None, {}]]],
+)  # fmt: skip
+def test_whatever_a_page_says_is_answered_in_words(small_run: SmallRun, tmp_path: Path, tags: list[Any]) -> None:
+    """A page's connection may be anybody's program."""
+    with session_at(small_run.store, "analyst", tmp_path) as session:
+        session.begin([])
+        before = session.state
+        session.said.tags = tags
+        assert session.told.tags[0]["texts"]["notice"]
+        assert session.state == before
+
+
+def test_the_controls_follow_before_the_charts(small_run: SmallRun) -> None:
+    """A slow question does not keep the address of what was chosen before."""
+    with session_of(small_run.store, Answering()) as session:
+        settle(session)
+        session.act("choose", {"name": "class", "value": "true"})
+        told = session.told.tags[0]
+        assert told["status"] == "loading"
+        assert told["state"]["address"] == session.state.address
+        assert "class=true" in session.state.address
+
+
 def test_the_latest_drawn_cohorts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And every one that has a name which somebody gave."""
     monkeypatch.setattr("whenwhy.server.saved_cohorts.DRAWN_KEPT", 2)
@@ -769,6 +823,13 @@ def test_the_latest_drawn_cohorts_are_kept(tmp_path: Path, monkeypatch: pytest.M
     assert saved.names == ["named"]
     assert saved.condition("drawn 3").sql == members_sql({(3, 3)})
     assert list(json.loads((tmp_path / SAVED_FILE).read_text())) == ["drawn 2", "drawn 3", "named"]
+    # Who draws the same line again keeps it.
+    for at, second in ((2, 5), (9, 6)):
+        monkeypatch.setattr("whenwhy.server.saved_cohorts.datetime", Clock(second))
+        saved.draw(f"drawn {at}", members_sql({(at, at)}), "somebody")
+    assert list(json.loads((tmp_path / SAVED_FILE).read_text())) == ["drawn 2", "drawn 9", "named"]
+    with pytest.raises(UserError, match="not kept any more"):
+        saved.condition("drawn in the plane 3")
 
 
 @dataclass(frozen=True)

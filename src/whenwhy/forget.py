@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -33,6 +34,9 @@ from whenwhy.statistics.leaving import leave, leaving
 from whenwhy.store import publish_store
 from whenwhy.store.publish import ROWS_FILE, current_version, made_from
 from whenwhy.working_folder import alone, fsync
+
+if TYPE_CHECKING:
+    from whenwhy.server.saved_cohorts import SavedCohorts
 
 #: Ends the name of a file that is written beside another.
 _BESIDE = re.compile(r"-[0-9a-f]{32}")
@@ -99,8 +103,8 @@ def _forgotten(
     lines += [_forget_in_stage(stage, names, wanted) for stage, names in zip(stages, held, strict=True)]
     for store, runs in of_store.items():
         leave(store, leavers[store])
-        lines.append(_rebuilt(store, runs, wanted))
         lines += _leave_saved_cohorts(store, wanted)
+        lines.append(_rebuilt(store, runs, wanted))
     if any(stage.manifest["stage"] == "train" for stage in stages):
         lines.append("Weights keep what they learned from a training patient: train again to remove that too.")
     lines += [
@@ -241,23 +245,29 @@ def _attributions_of(store: Path, stages: Sequence[StageDirectory]) -> list[Path
 
 
 def _store_holds(store: Path, wanted: pa.Array) -> bool:
-    """Whether a version of the store, old or current, has a row of one of the patients."""
+    """Whether a version of the store, old or current, has a row of one of the patients, or a saved cohort names one."""
     ids = ", ".join(map(str, wanted.to_pylist()))
     for file in (store / "versions").glob(f"*/{ROWS_FILE}"):
         with duckdb.connect(str(file), read_only=True) as db:
             if db.execute(f"select 1 from predictions where subject_id in ({ids}) limit 1").fetchall():
                 return True
-    return any(store.glob(".building-*"))
+    saved = _saved_cohorts(store)
+    return any(store.glob(".building-*")) or (saved is not None and bool(saved.naming(set(wanted.to_pylist()))))
 
 
 def _leave_saved_cohorts(store: Path, wanted: pa.Array) -> list[str]:
     """A line where cohorts that were drawn on the dashboard named one of the patients."""
+    saved = _saved_cohorts(store)
+    n = 0 if saved is None else saved.leave(set(wanted.to_pylist()))
+    return [f"{store}: removed from {n:,} saved cohort{'s' if n > 1 else ''}"] if n else []
+
+
+def _saved_cohorts(store: Path) -> SavedCohorts | None:
     if not (store / "cohorts.json").exists():
-        return []
+        return None
     from whenwhy.server.saved_cohorts import SavedCohorts  # Bokeh need not be there otherwise
 
-    n = SavedCohorts(store).leave(set(wanted.to_pylist()))
-    return [f"{store}: removed from {n:,} saved cohorts"] if n else []
+    return SavedCohorts(store)
 
 
 def _rebuilt(store: Path, runs: Sequence[Path], wanted: pa.Array) -> str:

@@ -118,8 +118,14 @@ class Opened:
 
     def ready(self) -> None:
         """Nothing; the page says that it is ready and Bokeh has drawn everything."""
-        self.page.wait_for_timeout(50)  # an action needs a moment until the page says that it is loading
-        self.page.wait_for_function("() => document.documentElement.dataset.status === 'ready'", timeout=20_000)
+        self.page.wait_for_timeout(
+            50
+        )  # what is drawn over a chart needs a moment until the page says that it is loading
+        self.page.wait_for_function(
+            "() => { const {status, asked, heard} = document.documentElement.dataset;"
+            " return status === 'ready' && (asked ?? heard) === heard }",
+            timeout=20_000,
+        )
         self.page.wait_for_function("() => window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
 
     def picture(self) -> bytes:

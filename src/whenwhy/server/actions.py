@@ -12,6 +12,7 @@ from whenwhy.server import patient
 from whenwhy.server.cohort import Cohort, members_sql
 from whenwhy.server.labels import for_analysts
 from whenwhy.server.outcomes import predicted_text
+from whenwhy.server.saved_cohorts import DRAWN
 from whenwhy.server.state import COLORS, LAGS, ORDERS, PARTS, State, default_state, hours_of_panel
 
 if TYPE_CHECKING:
@@ -73,14 +74,17 @@ def _of_run(session: Session, run: str) -> State:
     cohort = Cohort(
         state.cohort.class_label if state.cohort.class_label in offered.classes else "all",
         state.cohort.stratum if state.cohort.stratum in offered.strata else "all",
-        state.cohort.conditions,
+        # A range of values may be another one in the other run, or none.
+        tuple(session.condition(condition.text, run) for condition in state.cohort.conditions),
     )
     return replace(
         default,
         split=state.split if state.split in offered.splits else default.split,
         feature=state.feature if state.feature in offered.features else default.feature,
         cohort=cohort,
+        panel=state.panel,
         order=state.order,
+        min_patients=state.min_patients,
     )
 
 
@@ -220,14 +224,14 @@ def _open(session: Session, told: Told) -> State:
 
 def _lasso(session: Session, told: Told) -> State:
     """What a line was drawn around: the predictions get a name, since an address may not have them."""
-    members = {(int(subject), int(microseconds)) for subject, microseconds in told["members"]}
     if not session.version.choices.has_rows:
         raise UserError(patient.FOR_ANALYSTS)
+    members = {(int(subject), int(microseconds)) for subject, microseconds in told["members"]}
     if not members:
         return replace(session.state, selected=None)
     sql = members_sql(members)
     # The same predictions have the same name, whoever draws around them.
-    name = f"drawn in the plane {hashlib.sha256(sql.encode()).hexdigest()[:8]}"
+    name = f"{DRAWN}{hashlib.sha256(sql.encode()).hexdigest()[:8]}"
     session.saved.draw(name, sql, session.user)
     return replace(session.state, selected=session.condition(f"saved:{name}", session.state.run))
 

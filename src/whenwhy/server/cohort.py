@@ -290,6 +290,18 @@ def without_members(sql: str, subjects: Collection[int]) -> str:
     return _MEMBERS.sub(kept, sql)
 
 
+def without_ids(sql: str) -> str:
+    """A predicate that has those of `members_sql`, as it may be passed on: how many are meant, and not who.
+
+    Example:
+        >>> without_ids("score > 0 and " + members_sql({(7, 60), (2, 0)}))
+        'score > 0 and (one of 2 predictions that a line was drawn around)'
+    """
+    return _MEMBERS.sub(
+        lambda found: f"(one of {found[1].count(',') + 1:,} predictions that a line was drawn around)", sql
+    )
+
+
 def quoted(text: str) -> str:
     """A text as SQL writes it.
 

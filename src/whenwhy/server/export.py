@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from whenwhy.answers import as_text
 from whenwhy.server.answers import Question
+from whenwhy.server.cohort import without_ids
 from whenwhy.server.labels import NOT_A_CAUSE
 
 
@@ -23,7 +24,8 @@ def csv_of(answer: pa.Table, asked: Question, about: Mapping[str, str]) -> str:
         "n_patients"
         12
     """
-    arguments = ", ".join(f"{name}={value}" for name, value in asked.arguments)
+    # No id of a patient lies above numbers of many: a file is passed on.
+    arguments = ", ".join(f"{name}={without_ids(str(value))}" for name, value in asked.arguments)
     told = {"query": f"{asked.query}({arguments})", **about, "rows": f"{answer.num_rows}"}
     lines = [f"# {name}: {' '.join(text.split())}" for name, text in told.items()]
     return "\n".join([*lines, f"# {NOT_A_CAUSE}", as_text(answer, "csv")])

@@ -223,6 +223,17 @@ def stratum_words(stratum: str) -> str:
     return f"{name.replace('_', ' ')}: {value}" if equals else stratum
 
 
+def panel_words(hours: float) -> str:
+    """Whom a fixed panel is of.
+
+    Example:
+        >>> panel_words(48)
+        'those whose history reaches back 2 days'
+    """
+    unit, width = time_unit(hours)
+    return f"those whose history reaches back {number(hours / width)} {unit}"
+
+
 def percent(share: float) -> str:
     """A share in words.
 

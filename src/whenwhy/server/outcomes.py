@@ -10,7 +10,7 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort, quoted
-from whenwhy.server.labels import class_words, for_analysts, split_words, stratum_words
+from whenwhy.server.labels import class_words, for_analysts, panel_words, split_words, stratum_words
 from whenwhy.server.state import State
 from whenwhy.server.view import Tables
 
@@ -97,9 +97,10 @@ def predicted_text(name: str) -> str:
 
 
 def who(state: State) -> str:
-    """Of whom a card of all classes is: split, stratum and conditions."""
+    """Of whom a card of all classes is: split, stratum, conditions and a fixed panel."""
     cohort: Cohort = state.cohort.whatever_outcome
-    return ", ".join([split_words(state.split), stratum_words(cohort.stratum), *(c.words for c in cohort.conditions)])
+    told = [split_words(state.split), stratum_words(cohort.stratum), *(c.words for c in cohort.conditions)]
+    return ", ".join(told if state.panel is None else [*told, panel_words(state.panel)])
 
 
 def of_marked(state: State) -> dict[str, Any] | None:

@@ -15,6 +15,9 @@ from whenwhy.server.cohort import Cohort, Condition, without_members
 
 SAVED_FILE: Final = "cohorts.json"
 
+#: What the names of those begin with that nobody named: lines that were drawn around predictions.
+DRAWN: Final = "drawn in the plane "
+
 #: So many of the lines that were drawn around predictions are kept, the latest.
 DRAWN_KEPT: Final = 50
 
@@ -22,26 +25,31 @@ _NAME: Final = re.compile(r"[\w][\w .,+-]{0,59}")
 
 
 class SavedCohorts:
-    """Cohorts by name. A name says nothing of who is meant, so an address may have it."""
+    """Cohorts by name, which an address may have.
 
-    def __init__(self, store_path: Path) -> None:
+    Args:
+        store_path: beside whose versions they are kept.
+        ready_alone: those of a class and a stratum alone are known, which everybody may see; a name may say whom it means.
+    """
+
+    def __init__(self, store_path: Path, ready_alone: bool = False) -> None:
+        self._store_path, self._ready_alone = store_path, ready_alone
         self._file = store_path / SAVED_FILE
         self._seen: tuple[float, dict[str, dict[str, Any]]] | None = None
+
+    def for_viewers(self) -> SavedCohorts:
+        """The same, of which viewers may know."""
+        return SavedCohorts(self._store_path, ready_alone=True)
 
     @property
     def names(self) -> list[str]:
         """The names that people gave, in order; not those of lines that were drawn around predictions."""
-        return sorted(name for name, saved in self._read().items() if not saved.get("drawn"))
+        return sorted(name for name, saved in self._known().items() if not saved.get("drawn"))
 
     def names_by(self, user: str) -> list[str]:
-        """Those that a user gave to cohorts that everybody may see."""
-        saved = self._read()
-        return [name for name in self.ready_names if saved[name]["by"] == user]
-
-    @property
-    def ready_names(self) -> list[str]:
-        """Those of cohorts that everybody may see: a class and a stratum alone."""
-        return sorted(name for name, saved in self._read().items() if saved["sql"] is None)
+        """Those that a user gave."""
+        saved = self._known()
+        return [name for name in self.names if saved[name]["by"] == user]
 
     def condition(self, name: str) -> Condition:
         """The condition that a saved cohort has beside its class and stratum.
@@ -82,9 +90,10 @@ class SavedCohorts:
             )
         saved = self._read()
         if name in saved:
-            if {key: saved[name][key] for key in told} != told:
+            if any(saved[name][key] != told[key] for key in ("class", "stratum", "sql")):
                 raise UserError(f"There is another cohort '{name}' already: choose another name.")
-            return
+            if not told.get("drawn"):
+                return
         at = datetime.now(UTC).isoformat(timespec="seconds")
         saved = {**saved, name: {**told, "by": by, "at": at}}
         drawn = sorted((one for one in saved if saved[one].get("drawn")), key=lambda one: str(saved[one]["at"]))
@@ -93,10 +102,15 @@ class SavedCohorts:
         self._write(saved)
 
     def _entry(self, name: str) -> dict[str, Any]:
-        saved = self._read()
+        saved = self._known()
         if name not in saved:
-            raise unknown_name("saved cohort", name, saved)
+            if name.startswith(DRAWN):
+                raise UserError(f"'{name}' is not kept any more, or not for you to see: draw the line again.")
+            raise unknown_name("saved cohort", name, self.names)
         return saved[name]
+
+    def _known(self) -> dict[str, dict[str, Any]]:
+        return {name: told for name, told in self._read().items() if told["sql"] is None or not self._ready_alone}
 
     def forget(self, name: str, by: str | None = None) -> None:
         """Nothing; no cohort has the name.
@@ -113,17 +127,20 @@ class SavedCohorts:
         self._entry(name)
         self._write({other: told for other, told in self._read().items() if other != name})
 
+    def naming(self, subjects: Collection[int]) -> dict[str, dict[str, Any]]:
+        """The cohorts that name one of these patients, as they are without them."""
+        return {
+            name: {**told, "sql": without}
+            for name, told in self._read().items()
+            if told["sql"] is not None and (without := without_members(told["sql"], subjects)) != told["sql"]
+        }
+
     def leave(self, subjects: Collection[int]) -> int:
         """How many saved cohorts named one of these patients; they do no more."""
-        saved = self._read()
-        without = {
-            name: told if told["sql"] is None else {**told, "sql": without_members(told["sql"], subjects)}
-            for name, told in saved.items()
-        }
-        changed = sum(without[name] != told for name, told in saved.items())
+        changed = self.naming(subjects)
         if changed:
-            self._write(without)
-        return changed
+            self._write({**self._read(), **changed})
+        return len(changed)
 
     def _write(self, saved: dict[str, dict[str, Any]]) -> None:
         try:

@@ -27,7 +27,7 @@ from whenwhy.server.published import Version
 from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.server.state import ORDERS, State, state_from_address
 from whenwhy.server.view import View
-from whenwhy.server.views.about import cohort_words, panel_words
+from whenwhy.server.views.about import asked_of
 
 if TYPE_CHECKING:
     from whenwhy.attribution.what_if import Served
@@ -64,7 +64,8 @@ class Session:
         is_newer: Callable[[], bool],
         served: Mapping[str, Served] | None = None,
     ) -> None:
-        self.document, self.version, self.saved, self.user = document, version, saved, user
+        self.document, self.version, self.user = document, version, user
+        self.saved = saved if version.choices.has_rows else saved.for_viewers()
         self.served = served or {}
         #: The patient that is looked at: here alone, so that no address and no link has one.
         self.chosen = Chosen()
@@ -80,11 +81,12 @@ class Session:
         self._failed = False
         self._is_putting = self._has_told = False
         self._message: dict[str, Any] = {"number": 0}
+        self._heard: Any = 0
         self._is_open = False
         self.told = Div(visible=False)
         self.told.js_on_change("tags", CustomJS(code="window.whenwhy.told(cb_obj.tags[0])"))
         self.said = Div(visible=False)
-        self.said.on_change("tags", lambda attribute, old, new: self.act(*new[0][1:]))
+        self.said.on_change("tags", lambda attribute, old, new: self._hear(new))
 
     @property
     def roots(self) -> Mapping[str, UIElement]:
@@ -146,6 +148,17 @@ class Session:
 
     # -- what a person does ------------------------------------------------------------------------
 
+    def _hear(self, tags: Any) -> None:
+        """Nothing; an action was done, and the page knows that it was heard, whatever follows."""
+        try:
+            self._heard, action, told = tags[0]
+        except (TypeError, ValueError, LookupError):
+            self._say([WENT_WRONG])
+            return
+        self.act(action, told)
+        if self._message.get("heard") != self._heard:
+            self._tell()
+
     def act(self, action: str, told: Mapping[str, Any]) -> None:
         """Nothing; what a person did on the page changes the state, or is answered in words."""
         try:
@@ -157,7 +170,7 @@ class Session:
                 self.show(acted(self, action, told))
         except UserError as error:
             self._say([str(error)])
-        except (KeyError, TypeError, ValueError):
+        except Exception:  # a page's connection may say anything
             log.exception("The action %s could not be done for %s", action, self.state)
             self._say([WENT_WRONG])
 
@@ -183,7 +196,7 @@ class Session:
             self.chosen = replace(self.chosen, skip=0, changes=changes)
             self.state, self._wrong = state, []
             self._load()
-        elif self._saved_names() != self._listed:
+        elif self.saved.names != self._listed:
             self._tell(state=self._described(state))
 
     def look(self, chosen: Chosen) -> None:
@@ -198,7 +211,8 @@ class Session:
         self._give_up()
         self._generation += 1
         self._answered, self._left, self._failed = [], len(self._views), False
-        self._tell(status=LOADING)
+        # The page's controls follow at once, however long the charts take.
+        self._tell(status=LOADING, state=self._described(self.state))
         generation, state = self._generation, self.state
 
         @without_document_lock
@@ -267,13 +281,9 @@ class Session:
             chart.visible = False
         return {f"{view.name}_heading": "", f"{view.name}_table": "", f"{view.name}_words": words(str(found))}
 
-    def _saved_names(self) -> list[str]:
-        """The names of saved cohorts that this role may know."""
-        return self.saved.names if self.version.choices.has_rows else self.saved.ready_names
-
     def _described(self, state: State) -> dict[str, Any]:
         """What the page's own controls show."""
-        self._listed = self._saved_names()
+        self._listed = self.saved.names
         return {
             "address": state.address,
             "feature": state.feature,
@@ -309,13 +319,7 @@ class Session:
         view = next(view for view in self._views if view.name == name)
         asked = view.csv(self.state)
         outcome = str(self.version.choices.runs[self.state.run]["outcome"])
-        about = {
-            "cohort": ", ".join(
-                cohort_words(self.state, self.state.cohort, outcome)
-                + ([] if self.state.panel is None else [panel_words(self.state.panel)])
-            ),
-            "version": self.version.name,
-        }
+        about = {"cohort": asked_of(asked, self.state, outcome), "version": self.version.name}
 
         @without_document_lock
         async def answer() -> None:
@@ -341,6 +345,7 @@ class Session:
         self._message = {
             **before,
             "number": self._message["number"] + 1,
+            "heard": self._heard,
             "texts": {**before.get("texts", {}), **(texts or {})},
             **told,
         }

@@ -7,7 +7,9 @@ window.whenwhy = (() => {
   const model = (name) => window.Bokeh && Bokeh.documents.length ? Bokeh.documents[0].get_model_by_name(name) : null
   const act = (action, told = {}) => {
     const said = model("said")
-    if (said) said.tags = [[++number, action, told]]
+    if (!said) return
+    root.dataset.asked = ++number
+    said.tags = [[number, action, told]]
   }
   const all = (selector) => document.querySelectorAll(selector)
 
@@ -53,6 +55,9 @@ window.whenwhy = (() => {
     for (const one of all("[data-clear]")) one.hidden = state.is_default
     for (const one of all("details[data-part]")) one.open = state.opened.includes(one.dataset.part)
     for (const list of all("[data-saved]")) {
+      list.hidden = state.forgettable.length === 0
+      if (list.dataset.names === JSON.stringify(state.forgettable)) continue  // whoever is in it stays there
+      list.dataset.names = JSON.stringify(state.forgettable)
       list.replaceChildren(...state.forgettable.map((name) => {
         const item = document.createElement("li"), button = document.createElement("button")
         Object.assign(button, {type: "button", className: "link", textContent: "Forget"})
@@ -99,6 +104,7 @@ window.whenwhy = (() => {
   const told = (message) => {
     if (!message) return
     document.getElementById("lost").hidden = true  // whoever tells something is there
+    root.dataset.heard = message.heard
     for (const [name, html] of Object.entries(message.texts || {})) put(name, html)
     if (message.found) suggest(message.found)
     if (message.csv) save(message.csv.name, message.csv.content, "text/csv")

@@ -350,7 +350,7 @@ def hours_of_panel(text: str) -> float:
         hours = float(text)
     except ValueError:
         hours = math.nan
-    if not 0 < hours < math.inf:
+    if not (hours > 0 and 60 * hours < math.inf):
         raise UserError(f"The fixed panel reaches back a number of hours, not '{shortened(text, 60)}'.")
     return hours
 

@@ -21,12 +21,11 @@ from whenwhy.server.labels import (
     counted,
     is_complete,
     is_treatment,
-    number,
+    panel_words,
     percent,
     quantity_in_unit,
     split_words,
     stratum_words,
-    time_unit,
     unit_of,
 )
 from whenwhy.server.outcomes import classes_of
@@ -95,7 +94,8 @@ class About:
         ]
         whole = data.counts["everybody"]
         chips = ['<li class="label">the cohort</li>']
-        chips += [_chip(words) for words in cohort_words(state, replace(state.cohort, conditions=()), outcome)]
+        plain = replace(state, panel=None)
+        chips += [_chip(words) for words in cohort_words(plain, replace(state.cohort, conditions=()), outcome)]
         chips += [_chip(c.words, "remove", condition=c.text) for c in state.cohort.conditions]
         if state.panel is not None:
             chips.append(_chip(panel_words(state.panel), "panel", hours=""))
@@ -103,7 +103,7 @@ class About:
         reference, selected = state.reference, state.selected
         against = ""
         if reference is not None:
-            told = cohort_words(state, reference, outcome)[1:]
+            told = cohort_words(plain, reference, outcome)[1:]
             against = (
                 '<ul class="chips against"><li class="label">its reference</li>'
                 + "".join(_chip(words) for words in told)
@@ -133,25 +133,34 @@ class About:
 
 
 def cohort_words(state: State, cohort: Cohort, outcome: str) -> list[str]:
-    """Split, class, stratum and conditions in words.
+    """Split, class, stratum, conditions and a fixed panel in words.
 
     Example:
         >>> cohort_words(State("r", "held_out", "hdl"), Cohort("true"), "death")
         ['held-out patients', 'death: true', 'everybody']
     """
     told = [split_words(state.split), class_words(cohort.class_label, outcome), stratum_words(cohort.stratum)]
-    return told + [condition.words for condition in cohort.conditions]
+    told += [condition.words for condition in cohort.conditions]
+    return told if state.panel is None else [*told, panel_words(state.panel)]
 
 
-def panel_words(hours: float) -> str:
-    """Whom a fixed panel is of.
+def asked_of(asked: Question, state: State, outcome: str) -> str:
+    """Whom an answer is of, in words: of the state's cohort what the question asks for, as some know no conditions.
 
     Example:
-        >>> panel_words(48)
-        'those whose history reaches back 2 days'
+        >>> asked_of(question("leak_finder", split="held_out"), State("r", "held_out", "hdl", Cohort("true")), "death")
+        'held-out patients, all classes, everybody'
     """
-    unit, width = time_unit(hours)
-    return f"those whose history reaches back {number(hours / width)} {unit}"
+    names = {name for name, _ in asked.arguments}
+    of_rows = bool(names & {"cohort", "cohort_a"})
+    cohort = Cohort(
+        state.cohort.class_label if names & {"class", "class_a"} else "all",
+        state.cohort.stratum if names & {"stratum", "stratum_a"} else "all",
+        state.cohort.conditions if of_rows else (),
+    )
+    if "split" not in names:
+        return "the whole run"
+    return ", ".join(cohort_words(state if of_rows else replace(state, panel=None), cohort, outcome))
 
 
 def counts(row: Mapping[str, Any] | None, whole: Mapping[str, Any] | None) -> str:

@@ -17,12 +17,11 @@ from whenwhy.server.answers import Question, question
 from whenwhy.server.charts import FADED, TYPEFACE, Columns, TimeFrame, draw, empty, grey_cells, tooltip
 from whenwhy.server.choices import Choices
 from whenwhy.server.feature import FeatureCells, asked_of
-from whenwhy.server.labels import compact, counted, number
+from whenwhy.server.labels import compact, counted, number, panel_words
 from whenwhy.server.markup import choice
 from whenwhy.server.state import State
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.server.view import Tables, Texts
-from whenwhy.server.views.about import panel_words
 from whenwhy.server.views.timeline import WHO
 
 #: What strips of two cohorts are there for.
@@ -204,8 +203,8 @@ def panels(state: State, scale: TimeScale, rows: Sequence[Mapping[str, Any]]) ->
     if state.panel is not None:
         again = choice("panel", "Everybody again", hours="")
         return f'<p class="offers">Bins count {html.escape(panel_words(state.panel))}, the same until then. {again}</p>'
-    n = {row["time_bin"]: row["n_patients"] for row in rows}
-    ends = {max((b for b in n if n[b] >= share * fullest(rows)), default=0) for share in SHARES} - {0}
+    n, most = {row["time_bin"]: row["n_patients"] for row in rows}, fullest(rows)
+    ends = {max((b for b in n if n[b] >= share * most), default=0) for share in SHARES}
     offers = [
         choice(
             "panel",
@@ -213,6 +212,7 @@ def panels(state: State, scale: TimeScale, rows: Sequence[Mapping[str, Any]]) ->
             hours=f"{b * scale.width_hours:.12g}",
         )
         for b in sorted(ends)
+        if b > 0 and n[b] < most
     ]
     if not offers:
         return ""

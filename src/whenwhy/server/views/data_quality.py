@@ -128,7 +128,11 @@ def whom(state: State, outcome: str, of_strata: bool = True) -> str:
     cohort = state.cohort
     told = [split_words(state.split), class_words(cohort.class_label, outcome)]
     told += [stratum_words(cohort.stratum)] if of_strata else []
-    without = ["its conditions"] * (not state.is_ready) + ["its stratum"] * (not of_strata and cohort.stratum != "all")
+    without = (
+        ["its conditions"] * bool(cohort.conditions)
+        + ["its fixed panel"] * (state.panel is not None)
+        + ["its stratum"] * (not of_strata and cohort.stratum != "all")
+    )
     return ", ".join(told) + (f" (the cohort without {' and '.join(without)})" if without else "")
 
 

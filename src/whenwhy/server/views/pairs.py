@@ -29,7 +29,6 @@ from whenwhy.server.choices import Choices
 from whenwhy.server.labels import (
     capitalised,
     counted,
-    feature_words,
     interval,
     no_cells,
     not_a_cause,
@@ -195,7 +194,7 @@ class Pairs:
         told = []
         for row in data.partners:
             code = row["other"]
-            said = feature_words(code, self._name(code, data.state))
+            said = self._choices.offered[data.state.run].words_of(code)
             is_chosen = code == data.state.other
             told.append(
                 f"<b>{html.escape(said)}</b>" if is_chosen else choice("choose", said, name="other", value=code)

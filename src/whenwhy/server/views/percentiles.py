@@ -96,7 +96,8 @@ class Percentiles:
         need_rows(self._choices, "Percentiles of single contributions")
         if state.cohort.stratum != "all" or not state.is_ready:
             raise UserError(
-                "Percentiles are ready for everybody of a class alone: choose the stratum everybody, without conditions."
+                "Percentiles are ready for everybody of a class alone: choose the stratum everybody, without conditions "
+                "and without a fixed panel."
             )
         told = {name: value for name, value in state.of().items() if name != "stratum"}
         return {

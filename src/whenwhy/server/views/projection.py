@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -64,6 +64,11 @@ class Placed:
     lines: list[np.ndarray]
 
 
+def _everybody(state: State) -> Question:
+    """The profiles of the split, whatever is chosen of it."""
+    return profiles_question(replace(state, panel=None), Cohort())
+
+
 class Projection:
     """Predictions placed by what each code contributes to them."""
 
@@ -116,8 +121,9 @@ class Projection:
         """
         if not self._choices.has_rows:
             raise UserError(FOR_ANALYSTS)
-        whom = {"everybody": Cohort(), "cohort": state.cohort, "selected": state.selected_cohort}
-        return {name: profiles_question(state, cohort) for name, cohort in whom.items() if cohort is not None}
+        whom = {"cohort": state.cohort, "selected": state.selected_cohort}
+        asked = {name: profiles_question(state, cohort) for name, cohort in whom.items() if cohort is not None}
+        return {"everybody": _everybody(state), **asked}
 
     def csv(self, state: State) -> Question:
         """The question whose answer people take along."""
@@ -135,7 +141,7 @@ class Projection:
             plane = fit_plane(everybody)
             return plane, everybody.predictions["prediction_id"].to_numpy(), plane.places(everybody)
 
-        plane, ids, behind = self._answers.once(profiles_question(state, Cohort()), fitted)
+        plane, ids, behind = self._answers.once(_everybody(state), fitted)
         profiles = profiles_of(tables["cohort"])
         own = profiles.predictions["prediction_id"].to_numpy()
         selected = None

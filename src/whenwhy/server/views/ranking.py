@@ -288,7 +288,8 @@ def _ranking(state: State) -> Question:
         return question("top_features", **state.of(), top=TOP, order_by=state.order)
     if not state.is_ready:
         raise UserError(
-            f"The order by {ORDERS[state.order]} is ready for classes and strata alone: remove the conditions, or choose another."
+            f"The order by {ORDERS[state.order]} is ready for classes and strata alone: remove the conditions and the fixed "
+            "panel, or choose another."
         )
     return question("feature_ranking", criterion=state.order, **state.of(), top=TOP)
 
