@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bokeh.application import Application
 from bokeh.application.application import SessionContext
@@ -88,6 +89,7 @@ def application(
     published: Published,
     pool: Executor,
     saved: SavedCohorts,
+    endings: Endings,
     served: Mapping[str, Served] | None = None,
     logs_out: bool = False,
 ) -> Application:
@@ -99,15 +101,16 @@ def application(
         published: the store's versions.
         pool: where sessions ask.
         saved: cohorts by name.
+        endings: of the sessions of all pages.
         served: the models of runs, so that people may ask what if.
         logs_out: whether there is a page /logout.
     """
     folder = shipped("dashboards")
-    endings = Endings()
     templates = Environment(loader=FileSystemLoader([folder, SHELL]), autoescape=False, undefined=StrictUndefined)
     theme = Theme(folder / "theme.yaml")
 
     def open_page(document: Document) -> None:
+        document.destroy = partial(_destroy, document.destroy)  # type: ignore[method-assign]
         document.theme = theme
         document.title = f"{page.title} · whenwhy"
         user = user_in(document.session_context.token_payload)  # type: ignore[union-attr]
@@ -149,6 +152,13 @@ class Endings(Handler):
     def __init__(self) -> None:
         super().__init__()
         self._of: dict[str, list[Callable[[], None]]] = {}
+        self._has_garbage = False
+
+    def collect(self) -> None:
+        """Nothing; what sessions left behind since the last time is gone. It takes a moment of everybody's time."""
+        if self._has_garbage:
+            self._has_garbage = False
+            gc.collect()
 
     def add(self, document: Document, end: Callable[[], None]) -> None:
         """Nothing; `end` is called at the end of the document's session."""
@@ -159,8 +169,20 @@ class Endings(Handler):
 
     async def on_session_destroyed(self, session_context: SessionContext) -> None:
         """Nothing; all is done that was to be done."""
+        self._has_garbage = True
         for end in self._of.pop(_id(session_context), []):
             end()
+
+
+def _destroy(destroy: Callable[[Any], None], session: Any) -> None:
+    """Bokeh's own, without its search of all memory: that is a moment for each page that is open, at each that is closed,
+    and finds nothing of the document, which is no garbage yet.
+    """
+    gc.freeze()
+    try:
+        destroy(session)
+    finally:
+        gc.unfreeze()
 
 
 def _id(context: SessionContext | None) -> str:

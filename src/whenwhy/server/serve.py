@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from whenwhy.server.authentication import Link, derived
 from whenwhy.server.entrance import Entrance
 from whenwhy.server.gate import GuardedTornado
 from whenwhy.server.listening import listen
-from whenwhy.server.pages import application, pages
+from whenwhy.server.pages import Endings, application, pages
 from whenwhy.server.published import Published
 from whenwhy.server.saved_cohorts import SavedCohorts
 from whenwhy.server.served import served_of
@@ -46,7 +45,7 @@ THREADS = 8
 CHECK_EVERY_MS = 500
 
 #: Garbage waits so long at the most.
-COLLECT_EVERY_MS = 20_000
+COLLECT_EVERY_MS = 10_000
 
 #: People send a name and a password, and nothing longer.
 MOST_BYTES_OF_A_FORM = 100_000
@@ -107,14 +106,16 @@ def serve(
     served = None
     if model is not None and sequences is not None:
         served = served_of(model, sequences, published.runs())
-    every = pages()
+    every, endings = pages(), Endings()
     listening = listen(address, port, entrance.scheme, entrance.origins)
     try:
         authentication = entrance.authentication(secret, listening.port)
         loop = IOLoop.current()
         tornado = LocalTornado(
             {
-                f"/{page.name}": application(page, every, published, pool, saved, served, authentication.logs_out)
+                f"/{page.name}": application(
+                    page, every, published, pool, saved, endings, served, authentication.logs_out
+                )
                 for page in every.values()
             },
             authentication,
@@ -140,11 +141,7 @@ def serve(
         server._http.add_sockets(listening.sockets)
         server.start()
         before = {kind: signal.signal(kind, lambda *_: loop.add_callback_from_signal(loop.stop)) for kind in _ENDS}
-        # What is there now stays: Bokeh has all memory searched for garbage whenever a session is over, while everybody
-        # waits. It does so before the session is garbage, so somebody has to do it later.
-        gc.collect()
-        gc.freeze()
-        collecting = PeriodicCallback(_collect, COLLECT_EVERY_MS)
+        collecting = PeriodicCallback(endings.collect, COLLECT_EVERY_MS)
         collecting.start()
         way_in = authentication.path if isinstance(authentication, Link) else ""
         try:
@@ -152,7 +149,6 @@ def serve(
             loop.start()
         finally:
             collecting.stop()
-            gc.unfreeze()
             for kind, handler in before.items():
                 signal.signal(kind, handler)
             server.stop(wait=False)
@@ -163,10 +159,6 @@ def serve(
 
 
 _ENDS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _collect() -> None:
-    gc.collect()
 
 
 def _log_failures(handler: Any) -> None:
