@@ -43,7 +43,8 @@ from whenwhy.server.answers import OVERHEAD, Answers, Question, question
 from whenwhy.server.charts import FADED, TimeFrame, one_page
 from whenwhy.server.choices import Choices, choices_of
 from whenwhy.server.cohort import Cohort, condition_of, members_sql, recorded_text
-from whenwhy.server.labels import TREATMENT_WORDS, interval, number, signed, value_labels, value_range
+from whenwhy.server.feature_names import TREATMENT_WORDS
+from whenwhy.server.labels import interval, number, signed, value_labels, value_range
 from whenwhy.server.listening import listen
 from whenwhy.server.pages import pages
 from whenwhy.server.published import Published

@@ -14,7 +14,7 @@ from whenwhy.errors import UserError
 from whenwhy.schema import HELD_OUT, SPLITS
 from whenwhy.server.answers import Question, question
 from whenwhy.server.cohort import NEEDS_ROWS, Condition, condition_of
-from whenwhy.server.labels import feature_name, feature_words
+from whenwhy.server.feature_names import feature_name, feature_words
 from whenwhy.server.time_scale import TimeScale
 from whenwhy.store.open import Role
 

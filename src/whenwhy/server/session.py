@@ -20,7 +20,8 @@ from whenwhy.errors import Stopped, UserError
 from whenwhy.server.actions import acted
 from whenwhy.server.cohort import Cohort
 from whenwhy.server.export import csv_of
-from whenwhy.server.labels import NOT_A_CAUSE, class_words, feature_words, run_words, split_words, stratum_words
+from whenwhy.server.feature_names import feature_words
+from whenwhy.server.labels import NOT_A_CAUSE, class_words, run_words, split_words, stratum_words
 from whenwhy.server.markup import notice, words
 from whenwhy.server.patient import Chosen
 from whenwhy.server.published import Version

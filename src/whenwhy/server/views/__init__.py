@@ -18,8 +18,9 @@ from whenwhy.server.views.pairs import Pairs
 from whenwhy.server.views.partners import Partners
 from whenwhy.server.views.percentiles import Percentiles
 from whenwhy.server.views.provenance import Provenance
-from whenwhy.server.views.ranking import Ranking, Sparklines
+from whenwhy.server.views.ranking import Ranking
 from whenwhy.server.views.scores import ScoreDistribution
+from whenwhy.server.views.sparklines import Sparklines
 from whenwhy.server.views.subgroups import Subgroups
 from whenwhy.server.views.timeline import Timeline
 from whenwhy.server.views.value_effect import ValueEffect

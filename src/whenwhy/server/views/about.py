@@ -13,14 +13,13 @@ from bokeh.models.ui.ui_element import UIElement
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort
+from whenwhy.server.feature_names import TREATMENT_WORDS, is_treatment
 from whenwhy.server.labels import (
-    TREATMENT_WORDS,
     baseline_words,
     capitalised,
     class_words,
     counted,
     is_complete,
-    is_treatment,
     panel_words,
     percent,
     quantity_in_unit,

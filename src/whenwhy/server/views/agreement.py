@@ -13,16 +13,8 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.dumbbells import Dumbbells, legend
-from whenwhy.server.labels import (
-    capitalised,
-    feature_name,
-    feature_words,
-    no_cells,
-    percent,
-    run_words,
-    signed,
-    unit_of,
-)
+from whenwhy.server.feature_names import feature_name, feature_words
+from whenwhy.server.labels import capitalised, no_cells, percent, run_words, signed, unit_of
 from whenwhy.server.markup import choice, heading, in_details, table, words
 from whenwhy.server.state import State
 from whenwhy.server.view import Choose, Tables, Texts

@@ -12,12 +12,11 @@ from bokeh.models.ui.ui_element import UIElement
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.dumbbells import Dumbbells, legend
+from whenwhy.server.feature_names import feature_name, feature_words
 from whenwhy.server.labels import (
     capitalised,
     class_words,
     counted,
-    feature_name,
-    feature_words,
     no_cells,
     number,
     percent,

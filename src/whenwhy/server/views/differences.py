@@ -18,11 +18,10 @@ from whenwhy.server.answers import Question, question
 from whenwhy.server.charts import CHOSEN, FADED, MARK, ZERO_LINE, Columns, around_zero, chart, draw, tooltip
 from whenwhy.server.choices import Choices
 from whenwhy.server.dumbbells import LABEL_WIDTH, Dumbbells, put_rows
+from whenwhy.server.feature_names import feature_name, feature_words
 from whenwhy.server.labels import (
     capitalised,
     counted,
-    feature_name,
-    feature_words,
     interval,
     no_cells,
     not_a_cause,

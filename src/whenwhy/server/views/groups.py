@@ -11,11 +11,10 @@ from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
+from whenwhy.server.feature_names import feature_name, feature_words
 from whenwhy.server.labels import (
     capitalised,
     counted,
-    feature_name,
-    feature_words,
     interval,
     no_cells,
     not_a_cause,

@@ -12,7 +12,8 @@ from bokeh.models.ui.ui_element import UIElement
 
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import SITE, Choices
-from whenwhy.server.labels import capitalised, counted, feature_words, no_cells, number, percent
+from whenwhy.server.feature_names import feature_words
+from whenwhy.server.labels import capitalised, counted, no_cells, number, percent
 from whenwhy.server.markup import choice, heading, table, words
 from whenwhy.server.state import State
 from whenwhy.server.view import Tables, Texts

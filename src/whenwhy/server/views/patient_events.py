@@ -16,7 +16,8 @@ from bokeh.models.ui.ui_element import UIElement
 from whenwhy.server.answers import Question
 from whenwhy.server.charts import ZERO_LINE, Columns, chart, color_bar, draw, empty, label_axis, tooltip
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import counted, feature_words, quantity, quantity_in_unit, shortened, signed, unit_of
+from whenwhy.server.feature_names import feature_words
+from whenwhy.server.labels import counted, quantity, quantity_in_unit, shortened, signed, unit_of
 from whenwhy.server.markup import heading, in_details, table
 from whenwhy.server.patient import Look, Record, RecordAxis, patient_question, range_words, record_of, value_words
 from whenwhy.server.state import State

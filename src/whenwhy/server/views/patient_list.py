@@ -12,7 +12,8 @@ from bokeh.models.ui.ui_element import UIElement
 from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import amount, feature_words, quantity, signed, unit_of
+from whenwhy.server.feature_names import feature_words
+from whenwhy.server.labels import amount, quantity, signed, unit_of
 from whenwhy.server.markup import choice, heading, table
 from whenwhy.server.patient import FOR_ANALYSTS, ORDERS, PAGE, Chosen, Look
 from whenwhy.server.state import State

@@ -16,16 +16,8 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Question
 from whenwhy.server.charts import MARK, Columns, chart, draw, empty, label_axis, tooltip
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import (
-    baseline_words,
-    counted,
-    feature_words,
-    quantity,
-    quantity_in_unit,
-    shortened,
-    signed,
-    unit_of,
-)
+from whenwhy.server.feature_names import feature_words
+from whenwhy.server.labels import baseline_words, counted, quantity, quantity_in_unit, shortened, signed, unit_of
 from whenwhy.server.markup import heading, in_details, table
 from whenwhy.server.patient import Look, Record, patient_question, record_of
 from whenwhy.server.state import State

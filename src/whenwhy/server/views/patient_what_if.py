@@ -20,7 +20,8 @@ from whenwhy.events.changed_records import CHANGEABLE, Add, Change, Remove
 from whenwhy.server.answers import Question
 from whenwhy.server.charts import CHOSEN, MARK, ZERO_LINE, Columns, chart, draw, empty, label_axis, tooltip
 from whenwhy.server.choices import Choices
-from whenwhy.server.labels import counted, feature_name, feature_words, number, signed, unit_of
+from whenwhy.server.feature_names import feature_name, feature_words
+from whenwhy.server.labels import counted, number, signed, unit_of
 from whenwhy.server.markup import choice, heading, in_details, table
 from whenwhy.server.patient import Look, Record, RecordAxis, patient_question, range_words, record_of, value_words
 from whenwhy.server.state import State

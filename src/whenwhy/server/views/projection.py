@@ -19,7 +19,8 @@ from whenwhy.server.answers import Answers, Question, question
 from whenwhy.server.charts import chart, color_bar, draw, empty, tooltip
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Cohort
-from whenwhy.server.labels import class_words, counted, feature_words, percent, shortened, signed, unit_of
+from whenwhy.server.feature_names import feature_words
+from whenwhy.server.labels import class_words, counted, percent, shortened, signed, unit_of
 from whenwhy.server.markup import choice, heading, in_details, table
 from whenwhy.server.outcomes import colors_of
 from whenwhy.server.patient import FOR_ANALYSTS

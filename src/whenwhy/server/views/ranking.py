@@ -20,11 +20,10 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.charts import CHOSEN, FADED, MARK, ZERO_LINE, Columns, chart, draw, empty, tooltip
 from whenwhy.server.choices import Choices
+from whenwhy.server.feature_names import feature_name, feature_words
 from whenwhy.server.labels import (
     capitalised,
     counted,
-    feature_name,
-    feature_words,
     interval,
     no_cells,
     number,
@@ -159,14 +158,14 @@ class Ranking:
 
     def questions(self, state: State) -> Mapping[str, Question]:
         """The first features of the order, and how those of the marked patients stand."""
-        asked = {"rows": _ranking(state)}
+        asked = {"rows": ranking_of(state)}
         if state.selected_cohort is not None and state.order in ("size", "mean", "significance"):
             asked["marked"] = question("top_features", **state.of(state.selected_cohort), top=ALL)
         return asked
 
     def csv(self, state: State) -> Question:
         """The question whose answer people take along."""
-        return _ranking(state)
+        return ranking_of(state)
 
     def read(self, state: State, tables: Tables) -> Ranked:
         """The rows, and what marked patients have in them."""
@@ -212,7 +211,7 @@ class Ranking:
         self._plot.xaxis.major_label_overrides = {tick: number(tick, 3) for tick in ticks(low, high)}
         bins = max(1, data.n_bins)
         self._plot.extra_x_ranges["time"].update(start=-bins / SPARKLINES * 1.04, end=bins * 0.02)
-        if self.lines_of != _lines_of(data.state):
+        if self.lines_of != drawn_for(data.state):
             self.lines.data = {name: [] for name in LINES}
         self._plot.y_range.update(start=-n - 0.5, end=-0.5)
         self._plot.height = BAR_HEIGHT * n + 62
@@ -233,52 +232,7 @@ class Ranking:
         }
 
 
-@dataclass(frozen=True)
-class Courses:
-    """The ranked features, and the means of each by bin of time."""
-
-    state: State
-    rows: list[Mapping[str, Any]]
-    means: Mapping[str, list[tuple[int, float]]]
-
-
-class Sparklines:
-    """The courses at the right of a ranking's bars, drawn once they are there: of own cohorts they take longest of all."""
-
-    name = "sparklines"
-
-    def __init__(self, ranking: Ranking) -> None:
-        self._ranking = ranking
-
-    @property
-    def charts(self) -> Mapping[str, UIElement]:
-        """None of its own."""
-        return {}
-
-    def questions(self, state: State) -> Mapping[str, Question]:
-        """The courses of the first features of the order."""
-        return {"rows": _ranking(state), "courses": _courses(state)}
-
-    def csv(self, state: State) -> Question:
-        """The question whose answer is drawn."""
-        return _courses(state)
-
-    def read(self, state: State, tables: Tables) -> Courses:
-        """The courses of those features that are shown."""
-        rows = tables["rows"].to_pylist()
-        means: dict[str, list[tuple[int, float]]] = {row["code"]: [] for row in rows}
-        for row in tables["courses"].to_pylist():
-            if row["code"] in means and row["mean_per_prediction"] is not None:
-                means[row["code"]].append((row["time_bin"], row["mean_per_prediction"]))
-        return Courses(state, rows, means)
-
-    def put(self, data: Courses) -> Texts:
-        """Nothing in words."""
-        self._ranking.lines.data, self._ranking.lines_of = sparkline_columns(data), _lines_of(data.state)
-        return {}
-
-
-def _ranking(state: State) -> Question:
+def ranking_of(state: State) -> Question:
     """The question that an order asks."""
     if state.order == "difference":
         if state.reference is None:
@@ -294,13 +248,14 @@ def _ranking(state: State) -> Question:
     return question("feature_ranking", criterion=state.order, **state.of(), top=TOP)
 
 
-def _courses(state: State) -> Question:
+def courses_of(state: State) -> Question:
     """The question for the courses of an order's features."""
     return question("sparklines", **state.of(), top=TOP if state.order == "size" else COURSES)
 
 
-def _lines_of(state: State) -> tuple[Question, ...]:
-    return _ranking(state), _courses(state)
+def drawn_for(state: State) -> tuple[Question, ...]:
+    """The questions whose answers sparklines stand for."""
+    return ranking_of(state), courses_of(state)
 
 
 COLUMNS = (
@@ -351,21 +306,6 @@ def columns(data: Ranked) -> Columns:
         }
         for name, one in each.items():
             told[name].append(one)
-    return told
-
-
-def sparkline_columns(data: Courses) -> Columns:
-    """The course of each feature within its row, around its middle, as high as its largest bin."""
-    told: Columns = {name: [] for name in LINES}
-    for row in data.rows:
-        course = sorted(data.means[row["code"]], reverse=True)
-        largest = max((abs(mean) for _, mean in course), default=0.0)
-        if len(course) < 2 or not largest:
-            continue
-        told["code"].append(row["code"])
-        told["xs"].append([-time_bin - 0.5 for time_bin, _ in course])
-        told["ys"].append([-row["rank"] + 0.36 * mean / largest for _, mean in course])
-        told["color"].append(CHOSEN if row["code"] == data.state.feature else MARK)
     return told
 
 

@@ -12,7 +12,8 @@ from whenwhy.errors import UserError
 from whenwhy.server.answers import Question, question
 from whenwhy.server.choices import Choices
 from whenwhy.server.cohort import Condition
-from whenwhy.server.labels import feature_words, interval, no_cells, quantity_in_unit, signed
+from whenwhy.server.feature_names import feature_words
+from whenwhy.server.labels import interval, no_cells, quantity_in_unit, signed
 from whenwhy.server.markup import choice, heading, table, words
 from whenwhy.server.state import State
 from whenwhy.server.view import Tables, Texts
